@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m benchmarks run SCENARIO` measures the server against its peers."""

@@ -1,0 +1,86 @@
+"""One run of a scenario: its options, its CPUs, and the order in which contenders take turns."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import TypeVar
+
+from benchmarks.macro.child import Child
+from benchmarks.macro.control import LoopName
+from benchmarks.macro.errors import PeerMissing
+from benchmarks.macro.machine import Cores
+from benchmarks.macro.report import Outcome
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What the command line asked for; None leaves the choice to the scenario.
+
+    Attributes:
+        cores: CPUs of the server and of the generator.
+        quick: Tiny numbers: proves that the harness works, says nothing about speed.
+        repeats: Repetitions of the whole round of contenders.
+        loop: Event loop of the Python servers.
+        connections: Connections, or members of the room.
+        soak: Seconds of the density scenario's soak; 0 for none.
+        say: Takes lines about the progress.
+    """
+
+    cores: Cores
+    quick: bool = False
+    repeats: int | None = None
+    loop: LoopName = "uvloop"
+    connections: int | None = None
+    soak: float = 0.0
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
+
+    def pick(self, asked: T | None, usual: T, quick: T) -> T:
+        """Return what was asked for, or the usual number, or the one for a quick run."""
+        if asked is not None:
+            return asked
+        return quick if self.quick else usual
+
+    def module(self, name: str, *arguments: str) -> list[str]:
+        """Return the command of a Python server of this package, on the run's loop."""
+        return [
+            sys.executable,
+            "-m",
+            f"benchmarks.macro.{name}",
+            "--loop",
+            self.loop,
+            *arguments,
+        ]
+
+    def server(self, name: str, command: Sequence[str]) -> Child:
+        """Start a server that speaks the protocol of child.py, on the server's CPU."""
+        return Child(name, command, cores=self.cores.server)
+
+
+def enter_present(
+    stack: ExitStack,
+    outcome: Outcome,
+    contenders: Sequence[tuple[str, Callable[[], AbstractContextManager[T]]]],
+) -> dict[str, T]:
+    """Start every contender that can run here; note why the others cannot."""
+    present: dict[str, T] = {}
+    for name, start in contenders:
+        try:
+            present[name] = stack.enter_context(start())
+        except PeerMissing as missing:
+            outcome.skipped.append(str(missing))
+    return present
+
+
+def turns(names: Sequence[str], repeats: int) -> Iterator[tuple[int, str]]:
+    """Yield (repetition, name) so that contenders alternate: there and back, A B C, C B A.
+
+    A machine that grows slower or faster during the run then favours nobody.
+    """
+    for repetition in range(repeats):
+        for name in names if repetition % 2 == 0 else reversed(names):
+            yield repetition, name

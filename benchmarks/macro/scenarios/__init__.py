@@ -1,0 +1,30 @@
+"""The scenarios, one question each; `ALL` is the table the command line reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.macro.report import Outcome
+from benchmarks.macro.run import Run
+from benchmarks.macro.scenarios import density, echo, fanout, upgrades
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A name, the question it answers, and how to ask it."""
+
+    name: str
+    question: str
+    run: Callable[[Run], Outcome]
+
+
+ALL = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario("density", density.QUESTION, density.run),
+        Scenario("fanout", fanout.QUESTION, fanout.run),
+        Scenario("echo", echo.QUESTION, echo.run),
+        Scenario("upgrades", upgrades.QUESTION, upgrades.run),
+    )
+}

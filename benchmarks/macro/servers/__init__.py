@@ -1,0 +1,1 @@
+"""The server under test, started the way each scenario needs it."""

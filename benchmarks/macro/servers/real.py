@@ -1,0 +1,160 @@
+"""Starts the real server on a directory of its own: users, groups, tokens, settings."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import time
+
+from benchmarks.macro.child import Child
+from benchmarks.macro.errors import PeerMissing
+from benchmarks.macro.machine import free_port
+
+#: Path of the WebSocket endpoint.
+PATH = "/websocket/connect"
+#: Character id of the first user, in the range of real ones.
+FIRST_CHARACTER = 90_000_000
+#: Seconds a token lasts: longer than any run.
+TOKEN_TTL = 86_400
+#: Limits of a single client that the generator is meant to exceed.
+UNLIMITED = {
+    "FALCON_CONNECTION_RATE": "1000000",
+    "FALCON_CONNECTION_BURST": "1000000",
+    "FALCON_HANDSHAKE_TIMEOUT": "60",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Population:
+    """How many users there are and how large their groups.
+
+    Each user is in two groups, so in three rooms with the personal one.
+    """
+
+    users: int
+    group_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A directory that is filled, with a token for each of its users."""
+
+    database: Path
+    secret: str
+    tokens: Sequence[str]
+
+
+@contextmanager
+def prepared(population: Population) -> Iterator[Prepared]:
+    """Fill a new directory database, to be used by one server after the other.
+
+    User i is in the groups i // size and i % groups: members of one group are spread over the
+    other kind, so that no two rooms are alike.
+
+    Raises:
+        PeerMissing: The server is not there.
+    """
+    try:
+        from falcon_fast.auth import generate_secret, issue_token
+        from falcon_fast.directory.sqlite_store import SqliteStore
+    except ImportError as error:
+        raise PeerMissing(f"falcon_fast: no module {error.name!r}") from error
+    secret = generate_secret()
+    groups = max(1, population.users // population.group_size)
+    now = int(time())
+    tokens: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="falcon-bench-") as directory:
+        database = Path(directory, "falcon.db")
+        with SqliteStore(str(database)) as store:
+            first = [store.add_group(f"first {number}") for number in range(groups)]
+            second = [store.add_group(f"second {number}") for number in range(groups)]
+            for number in range(population.users):
+                user_id, character_id = str(uuid.uuid4()), FIRST_CHARACTER + number
+                name = f"Pilot {number}"
+                block = min(number // population.group_size, groups - 1)
+                store.add_user(user_id, character_id, name)
+                store.add_member(first[block], character_id)
+                store.add_member(second[number % groups], character_id)
+                tokens.append(
+                    issue_token(
+                        secret,
+                        user_id=user_id,
+                        character_id=character_id,
+                        character_name=name,
+                        ttl=TOKEN_TTL,
+                        now=now,
+                    )
+                )
+        yield Prepared(database, secret, tokens)
+
+
+@contextmanager
+def hosted(
+    name: str,
+    module: str,
+    arguments: Sequence[str],
+    *,
+    port: int,
+    cores: frozenset[int],
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Child]:
+    """Run a module of the server under the harness (see servers/hosted.py)."""
+    read_end, write_end = os.pipe()
+    with os.fdopen(read_end, "rb", buffering=0) as replies:
+        command = [sys.executable, "-m", "benchmarks.macro.servers.hosted"]
+        command += ["--replies", str(write_end), "--port", str(port), module, *arguments]
+        child = Child(
+            name,
+            command,
+            cores=cores,
+            environment=environment,
+            replies=replies,
+            inherited=write_end,
+        )
+        with child:
+            yield child
+
+
+@contextmanager
+def real_server(
+    ready: Prepared,
+    *,
+    cores: frozenset[int],
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[Child]:
+    """Run `falcon-fast serve` on a prepared directory until the body ends.
+
+    Args:
+        ready: Its users and groups.
+        cores: CPUs it may use.
+        settings: Settings beyond `UNLIMITED`, by their environment names.
+
+    Raises:
+        PeerMissing: The server is not built.
+    """
+    port = free_port()
+    environment = {
+        **{name: value for name, value in os.environ.items() if _neutral(name)},
+        **UNLIMITED,
+        **(settings or {}),
+        "JWT_SECRET": ready.secret,
+        "FALCON_SQLITE_PATH": str(ready.database),
+        "FALCON_HOST": "127.0.0.1",
+        "FALCON_PORT": str(port),
+        "FALCON_ADMIN_PORT": "0",
+    }
+    with hosted(
+        "falcon_fast", "falcon_fast", ["serve"], port=port, cores=cores, environment=environment
+    ) as child:
+        yield child
+
+
+def _neutral(name: str) -> bool:
+    """Whether a variable of our own environment leaves the server's settings alone."""
+    return not name.startswith(("FALCON_", "WEBSOCKET_", "REDIS_", "MONGODB_", "JWT_"))

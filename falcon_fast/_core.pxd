@@ -1,0 +1,114 @@
+"""The map of native state: what a connection, a room and a tick are made of.
+
+Everything here is plain C memory. A connection owns one reference to its Python owner and nothing
+else that the interpreter knows of; a silent connection owns no buffer at all.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef extern from "Python.h":
+    ctypedef struct PyObject:
+        pass
+
+
+cdef struct Assembly:
+    # What is known of a frame or a message that has not arrived in one piece. Allocated when the
+    # first piece is, freed with the last.
+    uint8_t header[14]
+    uint8_t header_size         # octets of `header` that have arrived, 0 between frames
+    bint in_payload             # the header is complete, payload is still to come
+    uint8_t opcode              # of the current frame
+    bint fin
+    uint8_t mask[4]
+    uint64_t arrived            # payload octets of the current frame that were taken
+    uint64_t missing            # payload octets of the current frame still to come
+    uint8_t control[125]
+    uint8_t pong[125]           # the answer owed to the latest ping while the queue is full
+    uint8_t pong_size
+    bint pong_owed
+    uint8_t message_opcode      # 0 while no data message is in progress
+    uint32_t fragments
+    uint32_t utf8
+    uint8_t *data
+    size_t size
+    size_t capacity
+
+
+cdef struct Block:
+    # Frames of one tick, shared by every member that could not take them at once.
+    uint32_t references
+    uint32_t size
+    uint8_t data[1]
+
+
+cdef struct Queued:
+    Queued *next
+    Block *block
+    uint32_t offset
+    uint32_t messages
+
+
+cdef struct Conn:
+    PyObject *owner
+    PyObject *link              # the Link of a connection that kept its asyncio transport, or NULL
+    Assembly *assembly
+    uint8_t *held               # input that arrived before `resume`
+    Queued *queue_head
+    Queued *queue_tail
+    uint32_t *rooms
+    int fd
+    uint32_t generation
+    uint32_t held_size
+    uint32_t queue_bytes
+    uint32_t queue_messages
+    uint32_t last_seen          # milliseconds since the core was made, modulo 2**32, like all below
+    uint32_t next_ping
+    uint32_t progress_at        # last time the peer took something off the queue
+    uint32_t linger_until
+    uint32_t expires            # seconds since the core was made, 0 = never
+    uint32_t rate_at
+    uint32_t refused_since
+    uint32_t refused_at
+    int32_t wheel_next
+    int32_t wheel_previous
+    int32_t wheel_bucket        # -1 while in no bucket
+    uint32_t tokens             # thousandths of a message
+    uint32_t transport_backlog
+    uint16_t room_count
+    uint16_t room_capacity
+    uint8_t state
+    uint8_t flags
+
+
+cdef struct Room:
+    uint16_t *members           # sorted slots, or NULL when `bits` or `few` holds them
+    uint64_t *bits
+    uint16_t few[4]
+    uint32_t count
+    uint32_t capacity
+    int32_t first_entry         # this tick's messages, -1 = none
+    int32_t last_entry
+    bint open
+
+
+cdef struct Entry:
+    # One frame of the current tick: its place in the arena, and the next one for the same target.
+    uint32_t offset
+    uint32_t size
+    int32_t next
+
+
+cdef struct Mix:
+    # One distinct set of rooms with news that some member is in (see Core._plan).
+    uint32_t parent
+    uint32_t room
+    uint32_t stamp
+    uint32_t child
+    uint32_t count
+    uint32_t start
+
+
+cdef struct Doomed:
+    uint32_t slot
+    uint32_t generation
+    int32_t reason

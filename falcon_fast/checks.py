@@ -1,0 +1,154 @@
+"""What ``falcon-fast check`` tries: would the server start with these settings?
+
+Nothing here changes anything: no file is made, and a port is let go as soon as it was got.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from falcon_fast._version import __version__
+from falcon_fast.directory.sqlite_store import MEMORY, SqliteStore
+from falcon_fast.errors import FalconError
+from falcon_fast.settings import Settings
+
+__all__ = ["Result", "results"]
+
+HIGHEST_RESERVED_PORT: Final = 1023
+"""Ports up to here need a privilege on most systems."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of one trial.
+
+    Attributes:
+        ok: Whether the server can use it.
+        what: What was tried.
+        explanation: What was found, and what to do about a problem.
+    """
+
+    ok: bool
+    what: str
+    explanation: str
+
+
+def results(settings: Settings) -> Iterator[Result]:
+    """Try everything the server needs, one after the other."""
+    yield Result(True, "tokens", "JWT_SECRET is long enough and is not a key of another kind")
+    yield _tried("users and groups", _directory, settings)
+    yield _tried("other nodes", _bus, settings)
+    yield _tried("certificate", _certificate, settings)
+    yield _tried(
+        "public port", lambda given: _port("FALCON_PORT", given.host, given.port), settings
+    )
+    yield _tried(
+        "admin port",
+        lambda given: _port("FALCON_ADMIN_PORT", given.admin_host, given.admin_port),
+        settings,
+    )
+
+
+class _Problem(Exception):
+    """A trial failed; the text is the explanation."""
+
+
+def _tried(what: str, trial: Callable[[Settings], str], settings: Settings) -> Result:
+    try:
+        return Result(True, what, trial(settings))
+    except (_Problem, FalconError) as problem:
+        return Result(False, what, str(problem))
+
+
+def _directory(settings: Settings) -> str:
+    if settings.mongodb_uri:
+        raise _Problem(
+            f"MONGODB_URI is set, but falcon_fast {__version__} keeps users and groups in SQLite "
+            "only; unset it"
+        )
+    path = settings.sqlite_path
+    if path == MEMORY:
+        return "kept in memory, and gone when the server stops"
+    if not os.path.exists(path):
+        folder = os.path.dirname(path) or "."
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise _Problem(f"{path}: not there, and this user may not make files in {folder}")
+        return f"{path} is not there yet; the server makes it"
+    with SqliteStore(path, create=False) as store:
+        found = store.counts()
+    return (
+        f"{path} opens and answers: users {found.users}, characters {found.characters}, "
+        f"groups {found.groups}"
+    )
+
+
+def _bus(settings: Settings) -> str:
+    if settings.redis_url:
+        raise _Problem(
+            f"REDIS_URL is set, but falcon_fast {__version__} runs as a single node; unset it"
+        )
+    if settings.workers > 1:
+        raise _Problem(
+            f"FALCON_WORKERS is {settings.workers}, but falcon_fast {__version__} runs as a "
+            "single process; set it to 1"
+        )
+    return "none: a single node in a single process"
+
+
+def _certificate(settings: Settings) -> str:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return "none: clients connect with ws://, or with wss:// through a proxy that has one"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # An empty password: without one OpenSSL would ask for it on the terminal.
+        context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise _Problem(
+                f"FALCON_TLS_KEY: {settings.tls_key} is not the key of the certificate "
+                f"{settings.tls_cert}"
+            ) from error
+        raise _Problem(
+            f"FALCON_TLS_CERT {settings.tls_cert} and FALCON_TLS_KEY {settings.tls_key}: expected "
+            f"a certificate chain and its key without a password, both in PEM format; OpenSSL "
+            f"says {error.reason or 'nothing more'}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise _Problem(f"FALCON_TLS_CERT, FALCON_TLS_KEY: {error}") from error
+    return f"{settings.tls_cert} and its key load"
+
+
+def _port(setting: str, host: str, port: int) -> str:
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise _Problem(f"{host}: this host name has no address here ({error})") from error
+    family, _kind, _protocol, _name, address = addresses[0]
+    try:
+        # create_server sets SO_REUSEADDR where that means what the server itself gets.
+        with socket.create_server(address[:2], family=family):
+            pass
+    except OSError as error:
+        raise _Problem(f"{host}:{port}: {_reason(setting, port, error)}") from error
+    if port == 0:
+        return f"{host}: any free port, printed at the start"
+    return f"{host}:{port} is free"
+
+
+def _reason(setting: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            "in use; if it is a falcon_fast that is running, all is well, else stop the other "
+            f"program or set {setting}"
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "not an address of this machine"
+    if error.errno == errno.EACCES and port <= HIGHEST_RESERVED_PORT:
+        return f"this user may not use ports up to {HIGHEST_RESERVED_PORT}; set {setting}"
+    return str(error.strerror or error)

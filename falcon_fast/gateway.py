@@ -1,0 +1,491 @@
+"""The server clients connect to: births, live sessions, deliveries, and the drain at the end.
+
+Everything that is said reaches clients through one door, `deliver`, whether it comes from a client
+of this node or from the bus.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import ssl
+import uuid
+from collections.abc import Coroutine
+from ipaddress import ip_network
+from typing import Final
+
+import orjson
+
+from falcon_fast import envelope, handshake
+from falcon_fast._core import Core
+from falcon_fast.auth import TokenVerifier
+from falcon_fast.bus import Bus, Target
+from falcon_fast.clock import Clock
+from falcon_fast.codes import CloseReason, close_table
+from falcon_fast.directory import Directory, Group
+from falcon_fast.driver import CoreDriver
+from falcon_fast.errors import BusUnavailable, DirectoryUnavailable
+from falcon_fast.handshake import Accept, Endpoint, Policy, Refuse, Request
+from falcon_fast.identity import Identity
+from falcon_fast.presence import Presence
+from falcon_fast.rooms import Joined, Rooms, group_room, user_room
+from falcon_fast.session import Session, State
+from falcon_fast.settings import Settings
+from falcon_fast.statistics import Health, Statistics, status_document
+from falcon_fast.throttle import Throttle
+from falcon_fast.upgrade import adopt, listen, plain_answer, server_port
+
+__all__ = ["Gateway"]
+
+ADMISSION_TIMEOUT: Final = 5.0
+"""Seconds the directory has before a client is told that its rooms are pending."""
+
+RETRY_FIRST: Final = 0.5
+RETRY_LAST: Final = 15.0
+"""Seconds between attempts to read the groups of a connection whose rooms are pending."""
+
+RETRY_AFTER_FULL: Final = 5.0
+RETRY_AFTER_DRAINING: Final = 2.0
+"""Seconds after which a refused client should come again."""
+
+DRAIN_STEP: Final = 0.1
+"""Seconds between two batches of closes."""
+
+DRAIN_RATE: Final = 1000.0
+"""Connections closed a second when time allows, so that the other nodes are not stormed."""
+
+log = logging.getLogger(__name__)
+
+
+class Gateway:
+    """One listening server and everybody connected to it.
+
+    Args:
+        settings: limits and addresses.
+        clock: where the time comes from.
+        bus: how messages travel.
+        directory: who belongs where.
+        verifier: checks tokens.
+        tls: the certificate of the public listener.
+        epoll: False to leave all connections on their asyncio transports.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock,
+        bus: Bus,
+        directory: Directory,
+        verifier: TokenVerifier,
+        tls: ssl.SSLContext | None = None,
+        epoll: bool = True,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.node_id = str(uuid.uuid4())
+        self.clock = clock
+        self.max_json_depth = settings.max_json_depth
+        self.heartbeat_interval = settings.ping_interval
+        self.handshake_timeout = settings.handshake_timeout
+        self.policy = policy_of(settings)
+        self.core: Core[Session] = Core(
+            on_message=self._on_message,
+            on_close=self._on_close,
+            on_refused=self._on_refused,
+            on_expire=Session.expired,
+            on_error=self._on_error,
+            schedule=loop.call_soon,
+            close_table=close_table(),
+            clock=clock.monotonic,
+            max_connections=settings.max_connections,
+            max_message_bytes=settings.max_message_bytes,
+            max_fragments=settings.max_fragments,
+            max_queue_bytes=settings.max_queue_bytes,
+            max_queue_messages=settings.max_queue_messages,
+            write_timeout=settings.write_timeout,
+            ping_interval=settings.ping_interval,
+            ping_timeout=settings.ping_timeout,
+            message_rate=settings.message_rate,
+            message_burst=settings.message_burst,
+            max_rooms=settings.max_rooms,
+            epoll=epoll,
+        )
+        self.rooms: Rooms[Session] = Rooms(
+            self.core,
+            clock=clock,
+            max_rooms=settings.max_rooms,
+            events_max=settings.room_events_max,
+            publish=self._tell_room,
+        )
+        self.presence: Presence[Session] = Presence(loop.call_later)
+        self._settings = settings
+        self._loop = loop
+        self._driver = CoreDriver(self.core, loop)
+        self._bus = bus
+        self._directory = directory
+        self._verifier = verifier
+        self._tls = tls
+        self._throttle = Throttle(settings.connection_rate, settings.connection_burst, clock=clock)
+        self._sessions: dict[str, Session] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pending: set[Session] = set()
+        self._server: asyncio.Server | None = None
+        self._counting: asyncio.TimerHandle | None = None
+        self._draining = False
+        self._from_bus = 0
+        self._last_connection: float | None = None
+
+    # --------------------------------------------------------------------------- start and stop
+
+    async def start(self) -> None:
+        """Begin to accept connections.
+
+        Raises:
+            OSError: the address cannot be bound.
+            BusUnavailable: the bus cannot be reached.
+        """
+        self._directory.watch(on_change=self._on_change, on_ban=self._on_ban)
+        await self._bus.start(self.deliver)
+        self._driver.start()
+        self._count_rooms()
+        self._server = await listen(
+            self, host=self._settings.host, port=self._settings.port, tls=self._tls
+        )
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        if self._server is None:
+            raise RuntimeError("the gateway is not listening")
+        return server_port(self._server)
+
+    @property
+    def url(self) -> str:
+        """The address a client on this machine connects to."""
+        host = self._settings.host
+        host = "127.0.0.1" if host in {"", "0.0.0.0"} else "[::1]" if host == "::" else host
+        scheme = "ws" if self._tls is None else "wss"
+        return f"{scheme}://{host}:{self.port}{self._settings.websocket_path}"
+
+    async def drain(self) -> None:
+        """Refuse new connections, and ask everybody to come back elsewhere.
+
+        Closes in batches of random order, spread so that the clients do not all arrive at another
+        node at once, and within the drain timeout. Returns when all are gone or time is up.
+        """
+        self._draining = True
+        leaving = self.core.owners()
+        random.shuffle(leaving)
+        # A fifth of the time is kept for Close frames to be answered.
+        budget = self._settings.drain_timeout * 0.8
+        spread = min(budget, len(leaving) / DRAIN_RATE)
+        steps = max(1, round(spread / DRAIN_STEP))
+        for step in range(steps):
+            for session in leaving[step::steps]:
+                session.close(CloseReason.SERVICE_RESTART)
+            if step + 1 < steps:
+                await asyncio.sleep(DRAIN_STEP * random.uniform(0.5, 1.5))
+        # Who connected between the refusal and its flag, and the last goodbyes.
+        for session in self.core.owners():
+            session.close(CloseReason.SERVICE_RESTART)
+        if leaving:
+            await asyncio.sleep(min(1.0, self._settings.drain_timeout * 0.1))
+
+    async def close(self) -> None:
+        """Stop listening and end whatever is left, at once. May be called more than once."""
+        self._draining = True
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        if self._counting is not None:
+            self._counting.cancel()
+            self._counting = None
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.presence.close()
+        self._driver.stop()
+        await self._bus.close()
+
+    # ----------------------------------------------------------------- births (upgrade.Door)
+
+    def decide(self, request: Request, peer_ip: str) -> Accept | Refuse:
+        """See `upgrade.Door`."""
+        if self._draining:
+            return handshake.draining(RETRY_AFTER_DRAINING)
+        if self.core.count >= self._settings.max_connections:
+            return handshake.full(RETRY_AFTER_FULL)
+        address = handshake.client_address(request, peer_ip, self.policy)
+        wait = self._throttle.wait(address)
+        if wait:
+            return handshake.too_many_connections(wait)
+        return handshake.decide(
+            request,
+            self.policy,
+            verify=self._verifier.verify,
+            is_banned=self._directory.is_banned,
+            peer_ip=peer_ip,
+        )
+
+    def answer(self, endpoint: Endpoint) -> bytes:
+        """See `upgrade.Door`."""
+        if endpoint.name == "status":
+            return plain_answer(
+                "200 OK", orjson.dumps(self.status()), content_type="application/json"
+            )
+        if endpoint.name == "readyz" and self._draining:
+            return plain_answer("503 Service Unavailable", b"draining\n")
+        return plain_answer("200 OK", b"ready\n" if endpoint.name == "readyz" else b"ok\n")
+
+    def refused(self, refuse: Refuse) -> None:
+        """See `upgrade.Door`."""
+        log.debug("handshake refused: %d %s", refuse.status, refuse.label)
+
+    def born(self, accept: Accept, transport: asyncio.Transport, early: bytes) -> None:
+        """See `upgrade.Door`."""
+        identity = accept.identity
+        now = self.clock.time()
+        session = Session(
+            self,
+            str(uuid.uuid4()),
+            identity,
+            remote_address=accept.remote_address,
+            created_at=now,
+        )
+        try:
+            session.conn = adopt(self.core, transport, session, early=early, paused=True)
+        except OSError:
+            log.warning("no room for another connection")
+            transport.abort()
+            return
+        self._sessions[session.id] = session
+        self._last_connection = now
+        others = self.rooms.members(user_room(identity.user_id))
+        if len(others) >= self._settings.max_connections_per_user:
+            if self._settings.connection_limit_policy == "reject":
+                session.close(CloseReason.CONNECTION_LIMIT)
+                return
+            min(others, key=lambda other: other.created_at).close(CloseReason.REPLACED)
+        session.welcome()
+        self._directory.track(identity.user_id, identity.character_id)
+        self._run(self._admit(session, is_first=not others))
+
+    def _run(self, work: Coroutine[object, object, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _admit(self, session: Session, *, is_first: bool) -> None:
+        """Find the groups of a new connection, and let it speak when they are known."""
+        groups = await self._groups_of(session)
+        if groups is None:
+            self._pending.add(session)
+            session.open(pending=True)
+            groups = await self._groups_of_in_the_end(session)
+        if session.state is State.CLOSED or groups is None:
+            return
+        self._enter(session, groups)
+        if session.state is State.ADMITTING:
+            session.open(pending=False)
+        else:
+            session.tell_rooms()
+        self._pending.discard(session)
+        if is_first:
+            self.presence.came(session.identity.user_id, frozenset(self.rooms.names_of(session)))
+
+    async def _groups_of(self, session: Session) -> frozenset[Group] | None:
+        identity = session.identity
+        try:
+            async with asyncio.timeout(ADMISSION_TIMEOUT):
+                return await self._directory.groups_of(identity.user_id, identity.character_id)
+        except (DirectoryUnavailable, TimeoutError) as error:
+            log.warning("groups of connection %s are not known yet: %s", session.id, error)
+            return None
+
+    async def _groups_of_in_the_end(self, session: Session) -> frozenset[Group] | None:
+        delay = RETRY_FIRST
+        while session.state is not State.CLOSED:
+            await asyncio.sleep(delay * random.uniform(0.5, 1.5))
+            delay = min(RETRY_LAST, delay * 2)
+            groups = await self._groups_of(session)
+            if groups is not None:
+                return groups
+        return None
+
+    def refresh(self, session: Session) -> None:
+        """See `session.Host`."""
+
+        async def read() -> None:
+            groups = await self._groups_of(session)
+            if groups is not None and session.state is State.OPEN:
+                self._on_change(session.identity.user_id, groups)
+
+        self._directory.track(session.identity.user_id, session.identity.character_id)
+        self._run(read())
+
+    def _enter(self, session: Session, groups: frozenset[Group]) -> None:
+        refused = 0
+        for group in sorted(groups, key=lambda group: group.id):
+            room = group_room(group.id)
+            if not session.has_left(room):
+                refused += self.rooms.join(session, room, group.name) is Joined.LIMIT
+        if refused:
+            session.tell_limit(refused)
+
+    # ------------------------------------------------------------------- changes of membership
+
+    def _on_change(self, user_id: str, groups: frozenset[Group]) -> None:
+        """The directory says which groups a user is in from now on."""
+        wanted = {group_room(group.id): group for group in groups}
+        joined: dict[str, str] = {}
+        left: dict[str, str] = {}
+        for session in self.rooms.members(user_room(user_id)):
+            if session.state is not State.OPEN or session in self._pending:
+                continue  # its own lookup comes, or is repeated, after this
+            mine = set(self.rooms.names_of(session)) - {user_room(user_id)}
+            for room in sorted(mine - wanted.keys()):
+                left[room] = self.rooms.group_name(room)
+                self.rooms.leave(session, room)
+            for room in session.rooms_left() - wanted.keys():
+                session.forget_left(room)
+            for room in sorted(wanted.keys() - mine):
+                if session.has_left(room):
+                    continue
+                if self.rooms.join(session, room, wanted[room].name) is Joined.LIMIT:
+                    session.tell_limit(1)
+                else:
+                    joined[room] = wanted[room].name
+        now = self.clock.time()
+        for changes, has_joined in ((left, False), (joined, True)):
+            for room, name in changes.items():
+                frame = envelope.membership_change(
+                    user_id, room.removeprefix("group:"), name, joined=has_joined, now=now
+                )
+                self.rooms.fan_out(user_room(user_id), frame)
+
+    def _on_ban(self, user_id: str) -> None:
+        """The directory says that a user is banned."""
+        for session in self.rooms.members(user_room(user_id)):
+            session.close(CloseReason.REVOKED)
+
+    # --------------------------------------------------------------------- what the core tells
+
+    def _on_message(self, session: Session, payload: bytes, is_text: bool) -> None:
+        session.handle(payload, is_text=is_text)
+
+    def _on_refused(self, session: Session, first: bytes, number: int) -> None:
+        session.refused(first, number)
+
+    def _on_error(self, error: BaseException) -> None:
+        log.error("a connection failed", exc_info=error)
+
+    def _on_close(self, session: Session, reason: int, code: int) -> None:
+        user_id = session.identity.user_id
+        rooms = frozenset(self.rooms.names_of(session))
+        self.rooms.leave_all(session)
+        session.closed()
+        del self._sessions[session.id]
+        self._pending.discard(session)
+        self.presence.unwatch(session)
+        if rooms and user_room(user_id) not in self.rooms:
+            self._directory.forget(user_id)
+            if not self._draining:
+                self.presence.went(user_id, rooms)
+        if log.isEnabledFor(logging.INFO):
+            log.info(
+                "connection %s of user %s closed: %s (%d) after %.1f s",
+                session.id,
+                user_id,
+                CloseReason(reason).label,
+                code,
+                self.clock.time() - session.created_at,
+            )
+
+    # ------------------------------------------------------------------- what is said, and heard
+
+    def publish(self, target: Target, ident: str, frame: bytes) -> int:
+        """See `session.Host`."""
+        return self._bus.publish(target, ident, frame)
+
+    def deliver(self, target: Target, ident: str, frame: bytes) -> int:
+        """Queue a frame to this node's connections; the one way in for everything that is said.
+
+        Returns:
+            To how many connections.
+        """
+        self._from_bus += 1
+        if target is Target.ROOM:
+            return self.rooms.fan_out(ident, frame)
+        if target is Target.USER:
+            return self.rooms.fan_out(user_room(ident), frame)
+        if target is Target.ALL:
+            return self.core.broadcast(frame)
+        session = self._sessions.get(ident)
+        if session is None:
+            return 0
+        session.send(frame)
+        return 1
+
+    def _tell_room(self, room: str, frame: bytes) -> None:
+        try:
+            self._bus.publish(Target.ROOM, room, frame)
+        except BusUnavailable:
+            # The members here were told; the others will hear the count when the bus is back.
+            log.debug("room %s: other nodes were not told of a change", room)
+
+    def _count_rooms(self) -> None:
+        self.rooms.tell_counts()
+        self._counting = self._loop.call_later(1.0, self._count_rooms)
+
+    def find(self, connection_id: str) -> Session | None:
+        """See `session.Host`."""
+        return self._sessions.get(connection_id)
+
+    def verify(self, token: str) -> Identity:
+        """See `session.Host`."""
+        return self._verifier.verify(token)
+
+    # ---------------------------------------------------------------------------------- status
+
+    @property
+    def health(self) -> Health:
+        """How the node is."""
+        if self._draining:
+            return "unhealthy"
+        return "degraded" if self._pending else "healthy"
+
+    def statistics(self) -> Statistics:
+        """Return what the node has done so far."""
+        return Statistics(
+            total_connections=self.core.adopted,
+            active_connections=self.core.count,
+            total_rooms=len(self.rooms),
+            messages_processed=self.core.messages_in + self._from_bus,
+            messages_broadcast=self.core.deliveries,
+            last_connection_time=self._last_connection,
+        )
+
+    def status(self) -> dict[str, object]:
+        """Return what `GET /websocket/status` answers."""
+        return status_document(
+            self.statistics(),
+            health=self.health,
+            node_id=self.node_id,
+            nodes=1,
+            websocket_url=self._settings.websocket_url,
+        )
+
+
+def policy_of(settings: Settings) -> Policy:
+    """Return what the settings say about opening handshakes."""
+    return Policy(
+        path=settings.websocket_path,
+        cookie_name=settings.cookie_name,
+        cookie_auth=settings.cookie_auth,
+        allowed_origins=frozenset(settings.allowed_origins) - {"*"},
+        allow_any_origin="*" in settings.allowed_origins,
+        trusted_proxies=tuple(ip_network(proxy) for proxy in settings.trusted_proxies),
+        max_head_bytes=settings.max_head_bytes,
+    )

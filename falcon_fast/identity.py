@@ -1,0 +1,28 @@
+"""Who a connection speaks for: the plain value a verified token becomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Identity"]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A user as vouched for by a token.
+
+    Attributes:
+        user_id: 1 to 64 characters of ``[A-Za-z0-9_-]``, so it is safe in a room name.
+        character_id: The character the token was issued to, 0 to 2**63 - 1.
+        character_name: At most 256 characters, none of them a control character.
+        scopes: Space separated; may be empty.
+        expires_at: Seconds since 1970 UTC; the connection ends then unless refreshed.
+        token_id: The token's ``jti``, or None if it has none.
+    """
+
+    user_id: str
+    character_id: int
+    character_name: str
+    scopes: str
+    expires_at: int
+    token_id: str | None = None

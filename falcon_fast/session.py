@@ -1,0 +1,423 @@
+"""One connection's life, from the 101 to the end, and what each of its messages does.
+
+States, and who moves them (only `Session` writes `state`)::
+
+    CONNECTING  the core has the socket, nobody was told          -> ADMITTING | CLOSED
+    ADMITTING   welcomed; its groups are being looked up          -> OPEN | CLOSED
+    OPEN        in its rooms (or told that they are pending)      -> CLOSED
+    CLOSED      out of everything; the core has called back once
+
+Messages reach `handle` only from OPEN on: until then the core does not read them.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from falcon_fast import envelope
+from falcon_fast._core import Core
+from falcon_fast.bus import Target
+from falcon_fast.clock import Clock
+from falcon_fast.codes import CloseReason, ReplyCode
+from falcon_fast.envelope import ClientFrame
+from falcon_fast.errors import AuthError, BusUnavailable, EnvelopeError
+from falcon_fast.identity import Identity
+from falcon_fast.presence import MAX_WATCHED, Presence
+from falcon_fast.rooms import Joined, Rooms, user_room
+
+__all__ = ["Host", "Session", "State"]
+
+MAX_STRIKES: Final = 10
+"""Malformed messages within `STRIKE_WINDOW` that end a connection."""
+
+STRIKE_WINDOW: Final = 60.0
+"""Seconds."""
+
+MAX_USERS_PER_REQUEST: Final = 100
+"""Users named in one presence subscription."""
+
+
+class State(enum.IntEnum):
+    """See the module's docstring."""
+
+    CONNECTING = 0
+    ADMITTING = 1
+    OPEN = 2
+    CLOSED = 3
+
+
+class Host(Protocol):
+    """What a session needs of the server it lives in."""
+
+    core: Core[Session]
+    rooms: Rooms[Session]
+    presence: Presence[Session]
+    clock: Clock
+    node_id: str
+    max_json_depth: int
+    heartbeat_interval: float
+
+    def publish(self, target: Target, ident: str, frame: bytes) -> int:
+        """Send a frame through the bus; raises BusUnavailable when other nodes were not told."""
+
+    def find(self, connection_id: str) -> Session | None:
+        """Return a live connection by its id."""
+
+    def verify(self, token: str) -> Identity:
+        """Check a token; raises AuthError."""
+
+    def refresh(self, session: Session) -> None:
+        """Read the groups of a session's user again, soon."""
+
+
+class Session:
+    """A connection and its user.
+
+    Attributes:
+        id: uuid4, what clients and operators call the connection.
+        conn: the core's handle.
+        identity: whom the token names; replaced when the token is refreshed.
+        remote_address: the client's address.
+        created_at: seconds since 1970.
+        state: see the module's docstring.
+    """
+
+    __slots__ = (
+        "_host",
+        "_left",
+        "_strikes",
+        "conn",
+        "created_at",
+        "id",
+        "identity",
+        "remote_address",
+        "state",
+    )
+
+    def __init__(
+        self, host: Host, ident: str, identity: Identity, *, remote_address: str, created_at: float
+    ) -> None:
+        self._host = host
+        self._left: set[str] | None = None  # rooms left on request, which may be joined again
+        self._strikes: tuple[float, int] | None = None
+        self.id = ident
+        self.conn = 0
+        self.identity = identity
+        self.remote_address = remote_address
+        self.created_at = created_at
+        self.state = State.CONNECTING
+
+    # ------------------------------------------------------------------------------ its life
+
+    def welcome(self) -> None:
+        """CONNECTING -> ADMITTING: the first frame, the personal room, the end of the token."""
+        host, identity = self._host, self.identity
+        self.state = State.ADMITTING
+        now = host.clock.time()
+        self.send(
+            envelope.welcome(
+                self.id,
+                identity.user_id,
+                character_id=identity.character_id,
+                character_name=identity.character_name,
+                node_id=host.node_id,
+                heartbeat_interval=host.heartbeat_interval,
+                expires_at=identity.expires_at,
+                now=now,
+            )
+        )
+        self._set_expiry(now)
+        host.rooms.join(self, user_room(identity.user_id))
+
+    def open(self, *, pending: bool) -> None:
+        """ADMITTING -> OPEN: say which rooms it is in, and let its messages come.
+
+        Args:
+            pending: its groups could not be read yet.
+        """
+        if self.state is not State.ADMITTING:
+            return
+        self.state = State.OPEN
+        if pending:
+            self.send(envelope.rooms_pending(now=self._host.clock.time()))
+        else:
+            self.tell_rooms()
+        self._host.core.resume(self.conn)
+
+    def tell_rooms(self) -> None:
+        """Tell the client which rooms it is in."""
+        rooms = self._host.rooms.names_of(self)
+        self.send(envelope.rooms_joined(rooms, now=self._host.clock.time()))
+
+    def tell_limit(self, refused: int) -> None:
+        """Tell the client that it could not be put into all its rooms."""
+        self._reply_error(
+            None,
+            ReplyCode.LIMIT,
+            f"{refused} rooms were not joined: a connection may be in so many rooms at most",
+        )
+
+    def close(self, reason: CloseReason) -> None:
+        """End the connection; a closed one stays closed for its first reason."""
+        self._host.core.close(self.conn, reason)
+
+    def closed(self) -> None:
+        """Any state -> CLOSED; called by the gateway when the core is done with it."""
+        self.state = State.CLOSED
+
+    def expired(self) -> None:
+        """The token's time is over and no new one came."""
+        self.close(CloseReason.TOKEN_EXPIRED)
+
+    def _set_expiry(self, now: float) -> None:
+        host = self._host
+        host.core.set_expiry(
+            self.conn, host.clock.monotonic() + max(0.0, self.identity.expires_at - now)
+        )
+
+    # ------------------------------------------------------------------------- what it is told
+
+    def send(self, frame: bytes) -> None:
+        """Queue a frame to this connection; a slow or closed one is the core's to deal with."""
+        self._host.core.send(self.conn, frame)
+
+    def is_in_any(self, rooms: frozenset[str]) -> bool:
+        """Tell whether it is in one of the rooms."""
+        return not rooms.isdisjoint(self._host.rooms.names_of(self))
+
+    def tell_presence(self, user_id: str, status: str) -> None:
+        """Tell the client of another user's coming or going."""
+        self.send(envelope.presence_of(user_id, status, now=self._host.clock.time()))
+
+    def refused(self, payload: bytes, number: int) -> None:
+        """Answer messages above the rate: one reply for all that came together."""
+        self._reply_error(
+            envelope.frame_id(payload),
+            ReplyCode.RATE_LIMITED,
+            f"{number} messages were not handled: slow down",
+            refused=number,
+        )
+
+    def _reply_error(
+        self, ident: str | None, code: ReplyCode, message: str, **extra: object
+    ) -> None:
+        self.send(
+            envelope.error_frame(code, message, now=self._host.clock.time(), id=ident, extra=extra)
+        )
+
+    def _ack(self, frame: ClientFrame, **data: object) -> None:
+        if frame.id is not None:
+            self.send(
+                envelope.encode(envelope.ACK, now=self._host.clock.time(), id=frame.id, data=data)
+            )
+
+    # -------------------------------------------------------------------- what its messages do
+
+    def handle(self, payload: bytes, *, is_text: bool) -> None:
+        """Act on one complete message."""
+        if not is_text:
+            self.close(CloseReason.UNSUPPORTED_DATA)
+            return
+        frame = None
+        try:
+            frame = envelope.decode(payload, max_depth=self._host.max_json_depth)
+            action = _ACTIONS.get(frame.type)
+            if action is None:
+                raise _wrong_type(frame.type)
+            action(self, frame)
+        except EnvelopeError as error:
+            ident = frame.id if frame is not None else envelope.frame_id(payload)
+            self._reply_error(ident, error.code, error.message)
+            if error.code in _STRIKES:
+                self._strike()
+        except BusUnavailable:
+            self._reply_error(
+                frame.id if frame is not None else None,
+                ReplyCode.UNAVAILABLE,
+                "this node's members got the message, other nodes could not be told",
+            )
+
+    def _strike(self) -> None:
+        now = self._host.clock.monotonic()
+        since, count = self._strikes or (now, 0)
+        if now - since > STRIKE_WINDOW:
+            since, count = now, 0
+        self._strikes = since, count + 1
+        if count + 1 >= MAX_STRIKES:
+            self.close(CloseReason.TOO_MANY_ERRORS)
+
+    def _presence(self, frame: ClientFrame) -> None:
+        self.send(envelope.presence_reply(frame.id, now=self._host.clock.time()))
+
+    def _message(self, frame: ClientFrame) -> None:
+        if (frame.room is None) == (frame.to is None):
+            raise EnvelopeError(
+                ReplyCode.BAD_REQUEST, "a message needs either room or to, and not both"
+            )
+        host = self._host
+        if frame.room is not None:
+            if not host.rooms.is_member(self, frame.room):
+                raise _not_allowed("you are not a member of this room")
+            host.publish(Target.ROOM, frame.room, self._passed_on(frame))
+        elif frame.to is not None:
+            self._direct(frame, frame.to)
+
+    def _direct(self, frame: ClientFrame, to: str) -> None:
+        host = self._host
+        if to.startswith("user:"):
+            found, target, ident = host.rooms.members(to), Target.USER, to.removeprefix("user:")
+        else:
+            other = host.find(to)
+            found, target, ident = [other] if other else [], Target.CONNECTION, to
+        if not found:
+            raise EnvelopeError(ReplyCode.NOT_FOUND, "no such connection or user is there")
+        if not any(host.rooms.share(self, other) for other in found):
+            raise _not_allowed("you share no room with the receiver")
+        host.publish(target, ident, self._passed_on(frame))
+        self._ack(frame)
+
+    def _passed_on(self, frame: ClientFrame) -> bytes:
+        return envelope.encode(
+            "message",
+            now=self._host.clock.time(),
+            id=frame.id,
+            room=frame.room,
+            sender=self.id,
+            to=frame.to,
+            data=frame.data,
+        )
+
+    def _system(self, frame: ClientFrame) -> None:
+        name = frame.data.get("action")
+        action = _SYSTEM_ACTIONS.get(name) if isinstance(name, str) else None
+        if action is None:
+            raise EnvelopeError(
+                ReplyCode.BAD_REQUEST, f"data.action must be one of {', '.join(_SYSTEM_ACTIONS)}"
+            )
+        action(self, frame)
+
+    def _ping(self, frame: ClientFrame) -> None:
+        self.send(envelope.pong(frame.id, now=self._host.clock.time()))
+
+    def _join(self, frame: ClientFrame) -> None:
+        room = self._room_of(frame)
+        rooms = self._host.rooms
+        if not rooms.is_member(self, room):
+            if self._left is None or room not in self._left:
+                raise _not_allowed("you do not belong to this room")
+            if rooms.join(self, room) is Joined.LIMIT:
+                raise EnvelopeError(ReplyCode.LIMIT, "the connection is in too many rooms")
+            self._left.discard(room)
+        self._ack(frame, action="join", room=room)
+
+    def _leave(self, frame: ClientFrame) -> None:
+        room = self._room_of(frame)
+        if room == user_room(self.identity.user_id) or not self._host.rooms.leave(self, room):
+            raise _not_allowed("you cannot leave this room")
+        if self._left is None:
+            self._left = set()
+        self._left.add(room)
+        self._ack(frame, action="leave", room=room)
+
+    def has_left(self, room: str) -> bool:
+        """Tell whether the client asked to be out of a room its user belongs to."""
+        return self._left is not None and room in self._left
+
+    def rooms_left(self) -> set[str]:
+        """Return the rooms the client asked to be out of."""
+        return self._left or set()
+
+    def forget_left(self, room: str) -> None:
+        """The user no longer belongs to a room: it cannot be joined again on request."""
+        if self._left is not None:
+            self._left.discard(room)
+
+    @staticmethod
+    def _room_of(frame: ClientFrame) -> str:
+        room = frame.room or envelope.room_name(frame.data.get("room"))
+        if room is None:
+            raise EnvelopeError(
+                ReplyCode.BAD_REQUEST, "room must be user:{id} or group:{24 hexadecimal digits}"
+            )
+        return room
+
+    def _watch(self, frame: ClientFrame) -> None:
+        users = _users_of(frame)
+        if not self._host.presence.watch(self, users):
+            raise EnvelopeError(
+                ReplyCode.LIMIT, f"a connection may watch {MAX_WATCHED} users at most"
+            )
+        self._ack(frame, action="subscribe_presence", user_ids=users)
+
+    def _unwatch(self, frame: ClientFrame) -> None:
+        users = _users_of(frame)
+        self._host.presence.unwatch(self, users)
+        self._ack(frame, action="unsubscribe_presence", user_ids=users)
+
+    def _auth(self, frame: ClientFrame) -> None:
+        token = frame.data.get("token")
+        if not isinstance(token, str):
+            raise EnvelopeError(ReplyCode.BAD_REQUEST, "data.token must be a string")
+        try:
+            identity = self._host.verify(token)
+        except AuthError:
+            raise _not_allowed("the token is not valid") from None
+        if identity.user_id != self.identity.user_id:
+            self.close(CloseReason.FORBIDDEN)
+            return
+        self.identity = identity
+        now = self._host.clock.time()
+        self._set_expiry(now)
+        self.send(
+            envelope.encode(
+                envelope.AUTH, now=now, id=frame.id, data={"expires_at": identity.expires_at}
+            )
+        )
+        self._host.refresh(self)
+
+
+def _not_allowed(message: str) -> EnvelopeError:
+    return EnvelopeError(ReplyCode.FORBIDDEN, message)
+
+
+def _wrong_type(kind: str) -> EnvelopeError:
+    if kind in envelope.BROADCAST_TYPES:
+        return _not_allowed("clients may not send messages of this type")
+    return EnvelopeError(
+        ReplyCode.UNKNOWN_TYPE, f"type must be one of {', '.join(sorted(envelope.CLIENT_TYPES))}"
+    )
+
+
+def _users_of(frame: ClientFrame) -> list[str]:
+    users = frame.data.get("user_ids", [frame.data.get("user_id")])
+    if (
+        not isinstance(users, list)
+        or not 1 <= len(users) <= MAX_USERS_PER_REQUEST
+        or not all(isinstance(user, str) and envelope.room_name(user_room(user)) for user in users)
+    ):
+        raise EnvelopeError(
+            ReplyCode.BAD_REQUEST,
+            f"data.user_ids must be a list of 1 to {MAX_USERS_PER_REQUEST} user ids",
+        )
+    return users
+
+
+_STRIKES: Final = frozenset({ReplyCode.BAD_JSON, ReplyCode.BAD_REQUEST})
+
+_ACTIONS: Final[dict[str, Callable[[Session, ClientFrame], None]]] = {
+    "message": Session._message,
+    "presence": Session._presence,
+    "heartbeat": Session._presence,
+    "system": Session._system,
+    "auth": Session._auth,
+}
+
+_SYSTEM_ACTIONS: Final[dict[str, Callable[[Session, ClientFrame], None]]] = {
+    "ping": Session._ping,
+    "join": Session._join,
+    "leave": Session._leave,
+    "subscribe_presence": Session._watch,
+    "unsubscribe_presence": Session._unwatch,
+}

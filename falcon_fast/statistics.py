@@ -1,0 +1,69 @@
+"""Immutable snapshots of what a node has done, and the document that `/websocket/status` shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from falcon_fast.clock import rfc3339
+
+__all__ = ["Health", "Statistics", "status_document"]
+
+Health = Literal["healthy", "degraded", "unhealthy"]
+
+_MESSAGES: Final[dict[Health, str]] = {
+    "healthy": "WebSocket module is running",
+    "degraded": "WebSocket module is running; some groups could not be read yet",
+    "unhealthy": "WebSocket module is leaving",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counts of one node since it started.
+
+    Attributes:
+        total_connections: ever admitted.
+        active_connections: now.
+        total_rooms: now, with at least one member.
+        messages_processed: messages handled from clients, and taken from the bus or the API.
+        messages_broadcast: deliveries queued, one for each receiver.
+        last_connection_time: seconds since 1970, None before the first.
+    """
+
+    total_connections: int
+    active_connections: int
+    total_rooms: int
+    messages_processed: int
+    messages_broadcast: int
+    last_connection_time: float | None
+
+
+def status_document(
+    statistics: Statistics,
+    *,
+    health: Health,
+    node_id: str,
+    nodes: int,
+    websocket_url: str | None,
+) -> dict[str, object]:
+    """Return what `GET /websocket/status` answers, ready for JSON."""
+    last = statistics.last_connection_time
+    document: dict[str, object] = {
+        "module": "websocket",
+        "status": health,
+        "stats": {
+            "total_connections": statistics.total_connections,
+            "active_connections": statistics.active_connections,
+            "total_rooms": statistics.total_rooms,
+            "messages_processed": statistics.messages_processed,
+            "messages_broadcast": statistics.messages_broadcast,
+            "last_connection_time": None if last is None else rfc3339(last),
+        },
+        "message": _MESSAGES[health],
+        "node_id": node_id,
+        "nodes": nodes,
+    }
+    if websocket_url is not None:
+        document["websocket_url"] = websocket_url
+    return document

@@ -1,0 +1,56 @@
+"""How fast one client address may open connections: a token bucket for each address."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from falcon_fast.clock import Clock
+
+__all__ = ["Throttle"]
+
+MAX_ADDRESSES: Final = 65_536
+"""Buckets kept at once; full ones say nothing and are dropped first."""
+
+
+class Throttle:
+    """Counts attempts by address.
+
+    Args:
+        rate: attempts a second that are always allowed; 0 allows any number.
+        burst: attempts allowed at once.
+        clock: where the time comes from.
+    """
+
+    def __init__(self, rate: float, burst: int, *, clock: Clock) -> None:
+        self._rate = rate
+        self._burst = float(max(burst, 1))
+        self._clock = clock
+        # By address: tokens left, and when that was true.
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def wait(self, address: str) -> float:
+        """Take one attempt of an address.
+
+        Returns:
+            0.0 when it is allowed, else the seconds after which the next one is.
+        """
+        if self._rate <= 0:
+            return 0.0
+        now = self._clock.monotonic()
+        tokens, then = self._buckets.get(address, (self._burst, now))
+        tokens = min(self._burst, tokens + (now - then) * self._rate)
+        if tokens < 1.0:
+            self._buckets[address] = (tokens, now)
+            return (1.0 - tokens) / self._rate
+        if len(self._buckets) >= MAX_ADDRESSES and address not in self._buckets:
+            self._forget(now)
+        self._buckets[address] = (tokens - 1.0, now)
+        return 0.0
+
+    def _forget(self, now: float) -> None:
+        """Drop buckets that have filled up again, or failing that the oldest half."""
+        refill = self._burst / self._rate
+        kept = {a: b for a, b in self._buckets.items() if now - b[1] < refill}
+        if len(kept) >= MAX_ADDRESSES:
+            kept = dict(list(kept.items())[MAX_ADDRESSES // 2 :])
+        self._buckets = kept

@@ -1,0 +1,346 @@
+"""From an accepted socket to an upgraded connection: the head is read here, then picows answers it.
+
+picows' server protocol does the opening handshake, but cannot stand at the door alone: it closes
+oversized heads without an answer, echoes its own error texts, refuses the `Connection` header that
+Firefox sends, and swallows octets that arrive behind the head. So a `HeadReader` reads the head
+under its limits and its deadline and has it decided. A refusal is answered here, with constant
+octets. For a request that is accepted, picows gets a canonical head made of what was checked,
+computes the answer and writes the 101; then the connection is handed over to the core (`adopt`),
+together with whatever arrived early.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import ssl
+from typing import Final, Protocol, TypeVar, cast
+
+from picows import WSListener, WSTransport, WSUpgradeResponse, WSUpgradeResponseWithListener
+from picows.picows import WSAutoPingStrategy, WSProtocol  # type: ignore[attr-defined]
+
+from falcon_fast._core import Core
+from falcon_fast.handshake import (
+    INTERNAL_ERROR,
+    Accept,
+    Endpoint,
+    Policy,
+    Refuse,
+    Request,
+    parse_head,
+    route,
+)
+from falcon_fast.head import BAD_HEAD, HEAD_TOO_LARGE
+
+__all__ = ["Door", "HeadReader", "adopt", "listen", "plain_answer"]
+
+READ_BUFFER: Final = 65_536
+"""Octets one read may bring: a head, and what a hasty client sent behind it."""
+
+LINGER: Final = 0.75
+"""Seconds a refused client may take to read the answer before the socket is closed."""
+
+BACKLOG: Final = 4096
+"""Connections the kernel may hold for us while the loop is busy."""
+
+END_OF_HEAD: Final = b"\r\n\r\n"
+
+log = logging.getLogger(__name__)
+
+OwnerT = TypeVar("OwnerT")
+
+
+class Door(Protocol):
+    """What a `HeadReader` needs to know, and whom it tells."""
+
+    policy: Policy
+    handshake_timeout: float
+
+    def decide(self, request: Request, peer_ip: str) -> Accept | Refuse:
+        """Decide about a request for the WebSocket path."""
+
+    def answer(self, endpoint: Endpoint) -> bytes:
+        """Answer one of the plain endpoints, the whole response."""
+
+    def born(self, accept: Accept, transport: asyncio.Transport, early: bytes) -> None:
+        """Take over an upgraded connection; the 101 has left the transport."""
+
+    def refused(self, refuse: Refuse) -> None:
+        """Take note of a refusal."""
+
+
+class _Quiet:
+    """A logger for picows that costs nothing and tells nothing.
+
+    picows logs several lines for each connection, at one level even the whole head with its token,
+    and makes a logger of its own for each connection of whatever is a `logging.Logger`.
+    """
+
+    def isEnabledFor(self, level: int) -> bool:
+        return False
+
+    def log(self, level: int, message: str, *args: object) -> None:
+        pass
+
+    def info(self, message: str, *args: object) -> None:
+        pass
+
+    warning = error = exception = info
+
+
+class _Listener(WSListener):
+    """Hears from picows that the 101 was written."""
+
+    upgraded = False
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        self.upgraded = True
+
+
+_QUIET: Final = _Quiet()
+
+
+class HeadReader(asyncio.BufferedProtocol):
+    """One connection before its 101."""
+
+    # All readers share one buffer: asyncio fills it and calls back before it reads anything else.
+    _buffer = memoryview(bytearray(READ_BUFFER))
+
+    __slots__ = ("_accept", "_deadline", "_door", "_loop", "_received", "_transport")
+
+    def __init__(self, door: Door, loop: asyncio.AbstractEventLoop) -> None:
+        self._door = door
+        self._loop = loop
+        self._received = bytearray()
+        self._transport: asyncio.Transport | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._accept: Accept | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start the deadline."""
+        # uvloop's transports look like asyncio's and are not derived from them.
+        self._transport = cast("asyncio.Transport", transport)
+        # One deadline for the whole head, however slowly it drips in.
+        self._deadline = self._loop.call_later(self._door.handshake_timeout, self._transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the transport; also called after it was handed over."""
+        self._let_go()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Lend the shared buffer for one read."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what was read, and decide as soon as the head is complete or hopeless."""
+        if self._transport is None:
+            return  # refused: nothing that still comes matters
+        received = self._received
+        searched = max(0, len(received) - len(END_OF_HEAD) + 1)
+        received += self._buffer[:nbytes]
+        if self._accept is not None:
+            return  # early input while the 101 is on its way
+        end = received.find(END_OF_HEAD, searched)
+        limit = self._door.policy.max_head_bytes
+        size = end + len(END_OF_HEAD) if end >= 0 else len(received)
+        if size > limit:
+            self._refuse(HEAD_TOO_LARGE)
+        elif end >= 0:
+            head = bytes(received[:size])
+            del received[:size]
+            self._decide(head)
+        elif received.find(b"\n\n", max(0, searched - 1)) >= 0:
+            # A head with bare line feeds would never end for us: say so instead of waiting.
+            self._refuse(BAD_HEAD)
+
+    def eof_received(self) -> bool:
+        """Close."""
+        # The end of the input before the end of the head, or a refused client that has read its
+        # answer: nothing is left to do but to close.
+        return False
+
+    def _decide(self, head: bytes) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        try:
+            request = parse_head(head, self._door.policy)
+            found = request if isinstance(request, Refuse) else route(request, self._door.policy)
+            if isinstance(request, Request) and found is None:
+                peer = transport.get_extra_info("peername")
+                found_or_accept = self._door.decide(request, peer[0] if peer else "")
+                if isinstance(found_or_accept, Accept):
+                    self._upgrade(found_or_accept, transport)
+                    return
+                found = found_or_accept
+            if isinstance(found, Endpoint):
+                self._answer(self._door.answer(found))
+                return
+        except Exception:
+            # The client learns nothing of it: a constant body, and the traceback in the log.
+            log.exception("the opening handshake failed")
+            found = INTERNAL_ERROR
+        self._refuse(found if isinstance(found, Refuse) else INTERNAL_ERROR)
+
+    def _refuse(self, refuse: Refuse) -> None:
+        self._door.refused(refuse)
+        self._answer(refuse.to_bytes())
+
+    def _answer(self, response: bytes) -> None:
+        """Send the last octets of this connection."""
+        transport = self._transport
+        if transport is None:
+            return
+        self._let_go()
+        transport.write(response)
+        if transport.can_write_eof():
+            # Closing with unread input would reset the connection, and the answer with it.
+            transport.write_eof()
+            self._loop.call_later(LINGER, transport.abort)
+        else:
+            transport.close()
+
+    def _upgrade(self, accept: Accept, transport: asyncio.Transport) -> None:
+        headers = {"Sec-WebSocket-Protocol": accept.subprotocol} if accept.subprotocol else None
+        listener = _Listener()
+        response = WSUpgradeResponse.create_101_response(headers)
+        answerer = WSProtocol(
+            None,  # host and port: a client's
+            None,  # path: a client's
+            False,  # is_client_side
+            lambda _request: WSUpgradeResponseWithListener(response, listener),
+            _QUIET,
+            True,  # disconnect_on_exception
+            None,  # websocket_handshake_timeout: ours has been running since the accept
+            False,  # enable_auto_ping
+            1.0,
+            1.0,
+            WSAutoPingStrategy.PING_WHEN_IDLE,
+            False,  # enable_auto_pong
+            2048,  # max_frame_size
+            None,  # extra_headers: a client's
+            2048,  # read_buffer_init_size
+        )
+        answerer.connection_made(transport)
+        head = (
+            b"GET / HTTP/1.1\r\nHost: falcon\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + accept.key.encode() + END_OF_HEAD
+        )
+        answerer.get_buffer(-1)[: len(head)] = head
+        answerer.buffer_updated(len(head))
+        if not listener.upgraded:
+            raise RuntimeError("picows did not complete the opening handshake")
+        self._accept = accept
+        if transport.get_write_buffer_size():
+            # uvloop writes at the end of the loop's turn.
+            self._loop.call_soon(self._hand_over)
+        else:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        transport, accept = self._transport, self._accept
+        if transport is None or accept is None or transport.is_closing():
+            return
+        early = bytes(self._received)
+        self._let_go()
+        self._door.born(accept, transport, early)
+
+    def _let_go(self) -> None:
+        self._transport = None
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def adopt(
+    core: Core[OwnerT],
+    transport: asyncio.Transport,
+    owner: OwnerT,
+    *,
+    early: bytes,
+    paused: bool = False,
+) -> int:
+    """Give an upgraded connection to the core.
+
+    A plain socket whose 101 has left is taken away from its transport: the core gets a duplicate
+    of the descriptor, the transport is aborted. A TLS connection, or one on a system without
+    epoll, keeps its transport and takes part through the core's link.
+
+    Args:
+        core: the core.
+        transport: the connection's asyncio transport.
+        owner: what the core's callbacks get for it.
+        early: octets that arrived behind the head.
+        paused: whether its input waits for `Core.resume`.
+
+    Returns:
+        The connection's handle.
+
+    Raises:
+        ConnectionError: the core has no slot left; the transport is as it was.
+    """
+    is_plain = transport.get_extra_info("ssl_object") is None
+    if is_plain and core.epoll_fd >= 0 and not transport.get_write_buffer_size():
+        fd = os.dup(transport.get_extra_info("socket").fileno())
+        conn = core.adopt_socket(fd, owner, early=early, paused=paused)
+        transport.abort()
+        return conn
+    link = core.adopt_transport(transport, owner, early=early, paused=paused)
+    transport.set_protocol(link)
+    return link.handle
+
+
+async def listen(
+    door: Door,
+    *,
+    host: str,
+    port: int,
+    tls: ssl.SSLContext | None = None,
+    reuse_port: bool = False,
+) -> asyncio.Server:
+    """Open a listening socket whose connections are read by `HeadReader`.
+
+    Args:
+        door: decides.
+        host: the address to bind; an empty string for all of them.
+        port: the port; 0 for any free one.
+        tls: the certificate to use, or None for plain connections.
+        reuse_port: share the port with other processes.
+
+    Raises:
+        OSError: the address cannot be bound.
+    """
+    loop = asyncio.get_running_loop()
+    return await loop.create_server(
+        lambda: HeadReader(door, loop),
+        host or None,
+        port,
+        ssl=tls,
+        backlog=BACKLOG,
+        reuse_port=reuse_port or None,
+        # Without this a TLS client could take a minute over its handshake.
+        ssl_handshake_timeout=door.handshake_timeout if tls else None,
+    )
+
+
+def server_port(server: asyncio.Server) -> int:
+    """Return the port a server listens on."""
+    address = server.sockets[0].getsockname()
+    return int(address[1]) if server.sockets[0].family != socket.AF_UNIX else 0
+
+
+def plain_answer(status: str, body: bytes, *, content_type: str = "text/plain") -> bytes:
+    """Build the response of a plain endpoint.
+
+    Args:
+        status: code and phrase, `200 OK`.
+        body: UTF-8.
+        content_type: without the charset, which is always UTF-8.
+    """
+    return (
+        f"HTTP/1.1 {status}\r\nContent-Type: {content_type}; charset=utf-8\r\n"
+        f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\n"
+        "X-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n"
+    ).encode() + body

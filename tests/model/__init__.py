@@ -1,0 +1,1 @@
+"""Plain-Python models that the native code is compared with."""
