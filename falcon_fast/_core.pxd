@@ -108,6 +108,15 @@ cdef struct Mix:
     uint32_t start
 
 
+cdef enum:
+    HISTOGRAM_BOUNDS = 13
+
+cdef struct Histogram:
+    # counts[i] values were above bounds[i - 1] and at most bounds[i]; the last one has no bound.
+    uint64_t counts[HISTOGRAM_BOUNDS + 1]
+    uint64_t sum
+
+
 cdef struct Doomed:
     uint32_t slot
     uint32_t generation

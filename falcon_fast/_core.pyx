@@ -150,6 +150,34 @@ include "_core_sets.pxi"
 include "_core_queue.pxi"
 
 
+# What a tick held and how long it took to send it: noted once a tick, read when metrics are.
+cdef uint32_t[HISTOGRAM_BOUNDS] TICK_MESSAGES = [
+    1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384
+]
+cdef uint32_t[HISTOGRAM_BOUNDS] FLUSH_MICROSECONDS = [
+    10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 25000, 100000, 500000
+]
+
+
+cdef void histogram_add(
+    Histogram *histogram, const uint32_t *bounds, uint64_t value
+) noexcept nogil:
+    cdef int i = 0
+    while i < HISTOGRAM_BOUNDS and value > bounds[i]:
+        i += 1
+    histogram.counts[i] += 1
+    histogram.sum += value
+
+
+cdef tuple histogram_read(const Histogram *histogram, const uint32_t *bounds):
+    cdef int i
+    return (
+        tuple([bounds[i] for i in range(HISTOGRAM_BOUNDS)]),
+        tuple([histogram.counts[i] for i in range(HISTOGRAM_BOUNDS + 1)]),
+        histogram.sum,
+    )
+
+
 cdef int compare_indexes(const void *left, const void *right) noexcept nogil:
     cdef uint32_t a = (<const uint32_t *>left)[0], b = (<const uint32_t *>right)[0]
     return (a > b) - (a < b)
@@ -284,6 +312,7 @@ cdef class Core:
 
         readonly uint64_t frames_in, messages_in, bytes_in, bytes_out
         readonly uint64_t deliveries, sends, flushes, refused, adopted
+        Histogram tick_messages, flush_microseconds
 
     def __cinit__(self, *args: object, **kwargs: object) -> None:
         self.epoll_fd = -1
@@ -317,6 +346,8 @@ cdef class Core:
             raise RuntimeError("a core is initialised once")
         if not 1 <= max_connections <= 65536:
             raise ValueError(f"max_connections must be 1 to 65536, not {max_connections}")
+        if len(close_table) <= CONNECTION_LOST or any(len(text) > 123 for _, text in close_table):
+            raise ValueError("close_table needs all reasons, each with a text of at most 123 octets")
         self.on_message = on_message
         self.on_close = on_close
         self.on_refused = on_refused
@@ -563,14 +594,21 @@ cdef class Core:
         handle is ignored.
         """
         cdef uint32_t slot = 0
+        self._check_reason(reason)
         if self._find(conn, &slot):
             self._close(slot, reason)
 
     def abort(self, conn: int, reason: int) -> None:
         """End a connection without a Close frame: for peers that are beyond talking to."""
         cdef uint32_t slot = 0
+        self._check_reason(reason)
         if self._find(conn, &slot):
             self._lose(slot, reason)
+
+    cdef int _check_reason(self, int reason) except -1:
+        if not 0 <= reason < <int>len(self.close_codes):
+            raise ValueError(f"{reason} is not the ordinal of a close reason")
+        return 0
 
     def shutdown(self) -> None:
         """Abort whatever is left and give the epoll set back. The core is of no use afterwards."""
@@ -749,6 +787,31 @@ cdef class Core:
         cdef uint32_t slot = 0
         return self.conns[slot].queue_bytes if self._find(conn, &slot) else 0
 
+    def queue_totals(self) -> tuple:
+        """Return the octets that wait on all connections, and on how many; walks every slot."""
+        cdef uint32_t slot, waiting = 0
+        cdef uint64_t octets = 0
+        for slot in range(self.fresh_slot):
+            if self.conns[slot].queue_head != NULL:
+                octets += self.conns[slot].queue_bytes
+                waiting += 1
+        return octets, waiting
+
+    def histograms(self) -> tuple:
+        """Return what ticks were like so far: messages in them, microseconds to send them.
+
+        A tick in which nothing was said is not counted. The time is that of handing everything to
+        the kernel: it grows with the members of the rooms.
+
+        Returns:
+            Twice a tuple: the upper bounds of the buckets, the counts in the buckets (one more
+            than bounds, and not cumulative), the sum of all values.
+        """
+        return (
+            histogram_read(&self.tick_messages, TICK_MESSAGES),
+            histogram_read(&self.flush_microseconds, FLUSH_MICROSECONDS),
+        )
+
     def set_expiry(self, conn: int, when: float) -> None:
         """Have `on_expire` called at `when`, in seconds of the core's clock. Replaces an earlier time."""
         cdef uint32_t slot = 0
@@ -881,6 +944,30 @@ cdef class Core:
     def owners(self) -> list:
         """Return the owners of all connections, in slot order."""
         return self._owners(&self.rooms[ALL])
+
+    def owners_from(self, slot: int, limit: int) -> tuple:
+        """Return some owners in slot order, and where to go on: for paging.
+
+        A connection keeps its slot, so whoever stays from the first page to the last is seen once,
+        however many others come and go meanwhile.
+
+        Args:
+            slot: where to begin, 0 for the first page.
+            limit: how many at most.
+
+        Returns:
+            The owners, and the slot to go on with, or -1 when there are no more.
+        """
+        cdef list found = []
+        cdef uint32_t at = min(max(slot, 0), self.fresh_slot)
+        cdef Py_ssize_t most = limit
+        while at < self.fresh_slot:
+            if self.conns[at].state == HELD or self.conns[at].state == OPEN:
+                if len(found) == most:
+                    return found, at
+                found.append(<object>self.conns[at].owner)
+            at += 1
+        return found, -1
 
     cdef list _owners(self, Room *room):
         cdef list found = []
@@ -1132,9 +1219,11 @@ cdef class Core:
         of a mix get the same messages in the same order, so these are put in one piece once.
         """
         cdef uint32_t i, k, slot, mix
+        cdef uint64_t began
         if self.entry_count == 0:
             self._recycle()
             return 0
+        began = ff_monotonic_ns()
         self.flushing = True
         try:
             self._sort_members()
@@ -1154,6 +1243,10 @@ cdef class Core:
                 self.mix_of[slot] = 0
             raise
         finally:
+            histogram_add(&self.tick_messages, TICK_MESSAGES, self.entry_count)
+            histogram_add(
+                &self.flush_microseconds, FLUSH_MICROSECONDS, (ff_monotonic_ns() - began) // 1000
+            )
             self._end_tick()
         return 0
 
@@ -1380,13 +1473,21 @@ cdef class Core:
         elif conn.queue_head == NULL and not conn.flags & PAUSED:
             if self.out_bytes is None:
                 self.out_bytes = PyBytes_FromStringAndSize(<const char *>self.out, self.out_size)
-            (<object>conn.link).transport.write(self.out_bytes)
             self.sends += 1
             self.bytes_out += self.out_size
-            return 0
+            return self._write(slot, self.out_bytes)
         if self.out_block == NULL:
             self.out_block = block_new(self.out, self.out_size)
         return self._enqueue(slot, self.out_block, <uint32_t>sent, self.out_messages)
+
+    cdef int _write(self, uint32_t slot, bytes data) except -1:
+        # One broken transport must not keep the others from their messages.
+        try:
+            (<object>self.conns[slot].link).transport.write(data)
+        except Exception as error:
+            self.on_error(error)
+            self._doom(slot, CONNECTION_LOST)
+        return 0
 
     cdef int _put(
         self, uint32_t slot, const uint8_t *data, size_t size, uint32_t messages
@@ -1454,8 +1555,9 @@ cdef class Core:
             else:
                 if conn.flags & PAUSED:
                     break
-                (<object>conn.link).transport.write(
-                    PyBytes_FromStringAndSize(<const char *>node.block.data + node.offset, left)
+                self._write(
+                    slot,
+                    PyBytes_FromStringAndSize(<const char *>node.block.data + node.offset, left),
                 )
                 sent = left
             conn.progress_at = <uint32_t>self.now_ms
@@ -1793,7 +1895,8 @@ cdef class Core:
                 <uint32_t>self.now_ms - conn.refused_at
             ) > REFUSING_GAP_MS:
                 conn.refused_since = <uint32_t>self.now_ms
-            conn.refused_at = <uint32_t>self.now_ms | 1     # 0 means "never"
+            # 0 means "never"; never later than now, or the difference above would wrap around.
+            conn.refused_at = max(<uint32_t>self.now_ms, <uint32_t>1)
             if <uint32_t>(<uint32_t>self.now_ms - conn.refused_since) >= REFUSING_LIMIT_MS:
                 self._close(slot, RATE_LIMITED)
             return payload

@@ -13,21 +13,25 @@ import logging
 import os
 import signal
 import ssl
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
 
 from falcon_fast import demo
 from falcon_fast.admin.app import AdminServer, start_admin
+from falcon_fast.admin.security import Gatekeeper
 from falcon_fast.auth import TokenVerifier
 from falcon_fast.bus.memory import MemoryBus
 from falcon_fast.clock import Clock, SystemClock
 from falcon_fast.directory.sqlite import SqliteDirectory
 from falcon_fast.errors import FalconError, SettingsError
 from falcon_fast.gateway import Gateway
+from falcon_fast.logs import set_up_logging
+from falcon_fast.metrics import Metrics
+from falcon_fast.service import Service
 from falcon_fast.settings import Settings
 
-__all__ = ["Server", "run", "running"]
+__all__ = ["Falcon", "Server", "run", "running"]
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +44,74 @@ class Server:
     clock: Clock
     directory: SqliteDirectory
     gateway: Gateway
+    service: Service
+    metrics: Metrics
     admin: AdminServer
+
+
+class Falcon:
+    """A server inside somebody's asyncio program.
+
+    ::
+
+        async with falcon_fast.Falcon() as falcon:
+            await falcon.service.send_to_room("group:…", "notification", {"title": "Hello"})
+
+    Entering the context binds both listeners and returns when clients can connect; leaving it says
+    goodbye to the clients (see `Gateway.drain`), then ends everything. One object is entered once.
+
+    Args:
+        settings: what to run; None for what the environment says.
+
+    Attributes:
+        settings: as given, or as read from the environment.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = Settings.from_environ(os.environ) if settings is None else settings
+        self._stack = contextlib.AsyncExitStack()
+        self._server: Server | None = None
+
+    async def __aenter__(self) -> Falcon:
+        """Start.
+
+        Raises:
+            SettingsError: the settings ask for what this version does not have.
+            FalconError: a backend cannot be used.
+            OSError: an address cannot be bound.
+        """
+        if self._server is not None:
+            raise RuntimeError("a Falcon is entered once; make another one")
+        self._server = await self._stack.enter_async_context(running(self.settings))
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Drain and stop."""
+        try:
+            await self._running.gateway.drain()
+        finally:
+            await self._stack.aclose()
+
+    @property
+    def _running(self) -> Server:
+        if self._server is None:
+            raise RuntimeError("use it inside `async with`")
+        return self._server
+
+    @property
+    def service(self) -> Service:
+        """What a host program may do."""
+        return self._running.service
+
+    @property
+    def url(self) -> str:
+        """The address clients on this machine connect to, with the port in use."""
+        return self._running.gateway.url
+
+    @property
+    def admin_url(self) -> str:
+        """The address of the admin listener, with the port in use."""
+        return self._running.admin.url
 
 
 @contextlib.asynccontextmanager
@@ -78,11 +149,23 @@ async def running(
         )
         stack.push_async_callback(gateway.close)
         await gateway.start()
+        service = Service(gateway, directory)
+        metrics = Metrics(gateway, loop=loop_name())
         admin = await start_admin(
-            host=settings.admin_host, port=settings.admin_port, status=gateway.status
+            service,
+            Gatekeeper(
+                verify=gateway.verify,
+                is_banned=directory.is_banned,
+                is_super_admin=directory.is_super_admin,
+                cookie_name=settings.cookie_name if settings.cookie_auth else None,
+            ),
+            host=settings.admin_host,
+            port=settings.admin_port,
+            max_json_depth=settings.max_json_depth,
+            metrics=metrics.render,
         )
         stack.push_async_callback(admin.close)
-        yield Server(settings, clock, directory, gateway, admin)
+        yield Server(settings, clock, directory, gateway, service, metrics, admin)
 
 
 def refuse_unsupported(settings: Settings) -> None:
@@ -111,7 +194,8 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+        # With a password given, OpenSSL does not stop to ask for one on the terminal.
+        context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")
     except (OSError, ssl.SSLError) as error:
         raise SettingsError(
             [
@@ -135,7 +219,9 @@ def run(settings: Settings, *, dev: bool) -> int:
     Raises:
         FalconError: the server cannot start; the text says why.
     """
-    set_up_logging(settings)
+    set_up_logging(
+        log_format=settings.log_format, debug=settings.debug, secrets=secrets_of(settings)
+    )
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_serve(settings, dev=dev))
@@ -170,9 +256,13 @@ async def _serve(settings: Settings, *, dev: bool) -> int:
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
-        number = await signals.get()
+        received = await signals.get()
         log.info(
-            "%s: draining %d connections", signal.Signals(number).name, server.gateway.core.count
+            "draining",
+            extra={
+                "signal": signal.Signals(received).name,
+                "connections": server.gateway.core.count,
+            },
         )
         drain = asyncio.ensure_future(server.gateway.drain())
         again = asyncio.ensure_future(signals.get())
@@ -183,17 +273,22 @@ async def _serve(settings: Settings, *, dev: bool) -> int:
     return 0
 
 
-def set_up_logging(settings: Settings) -> None:
-    """Send log lines to stderr; DEBUG and above with WEBSOCKET_DEBUG, else INFO and above."""
-    logging.basicConfig(
-        level=logging.DEBUG if settings.debug else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    # Its debug lines would tell of every selector's wake-up.
-    logging.getLogger("asyncio").setLevel(logging.INFO)
-    # One line a request tells an operator nothing that the proxy in front does not.
-    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+def secrets_of(settings: Settings) -> set[str]:
+    """List the texts of the settings that no log line may contain, in each way they are written."""
+    secrets = {settings.jwt_secret}
+    for uri in (settings.mongodb_uri, settings.redis_url):
+        if uri is not None:
+            # A URI may be too broken to be taken apart; it is a secret as a whole then.
+            secrets.add(uri)
+            with contextlib.suppress(ValueError):
+                password = urlsplit(uri).password or ""
+                secrets |= {password, unquote(password)}
+    return secrets
+
+
+def loop_name() -> str:
+    """Return the package that the running event loop is from: `asyncio` or `uvloop`."""
+    return type(asyncio.get_running_loop()).__module__.partition(".")[0]
 
 
 def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:

@@ -214,13 +214,13 @@ def _message(room: str, text: str) -> str:
 
 
 def _python(url: str, token: str, message: str) -> list[str]:
-    # The empty line at the end closes the loop for the interactive interpreter.
+    # The empty line at the end closes the block for the interactive interpreter.
     headers = json.dumps({"Authorization": f"Bearer {token}"})
     return [
         "from websockets.sync.client import connect",
-        f"ws = connect({json.dumps(url)}, additional_headers={headers})",
-        f"ws.send('{message}')",
-        "for frame in ws: print(frame)",
+        f"with connect({json.dumps(url)}, additional_headers={headers}) as ws:",
+        f"    ws.send('{message}')",
+        "    for frame in ws: print(frame)",
         "",
     ]
 

@@ -7,31 +7,47 @@ import contextlib
 from typing import Final, Generic, TypeVar
 
 from falcon_fast._core import Core
+from falcon_fast.statistics import Histogram
 
 __all__ = ["CoreDriver"]
 
 TICK: Final = 0.25
 """Seconds between two turns of the core's timer wheel."""
 
+LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+"""Seconds, the buckets of the loop's lateness."""
+
 OwnerT = TypeVar("OwnerT")
 
 
 class CoreDriver(Generic[OwnerT]):
-    """Calls `ready` when the core's epoll set is readable, and `tick` four times a second."""
+    """Calls `ready` when the core's epoll set is readable, and `tick` four times a second.
+
+    Attributes:
+        lag: how late the ticks were, in seconds: what everything else had to wait for the loop.
+    """
 
     def __init__(self, core: Core[OwnerT], loop: asyncio.AbstractEventLoop) -> None:
         self._core = core
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self.lag = Histogram(LAG_BOUNDS)
 
     def start(self) -> None:
         """Begin; the loop must be the one the core's `schedule` belongs to."""
         if self._core.epoll_fd >= 0:
             self._loop.add_reader(self._core.epoll_fd, self._core.ready)
+        self._wait()
+
+    def _wait(self) -> None:
+        self._due = self._loop.time() + TICK
         self._timer = self._loop.call_later(TICK, self._tick)
 
     def _tick(self) -> None:
-        self._timer = self._loop.call_later(TICK, self._tick)
+        # A loop may run a timer up to its clock's resolution early.
+        self.lag.add(max(0.0, self._loop.time() - self._due))
+        self._wait()
         self._core.tick()
 
     def stop(self) -> None:

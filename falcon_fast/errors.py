@@ -9,7 +9,8 @@
         ├── EnvelopeError         a client's message was refused; carries the reply code
         ├── DirectoryError        a bad id, or a group or user that does not exist
         ├── DirectoryUnavailable  the store of users and groups does not answer
-        └── BusUnavailable        the bus between nodes does not answer
+        ├── BusUnavailable        the bus between nodes does not answer
+        └── NotFoundError         no such connection, room, or user with connections
 
 Exceptions are one of three vocabularies that are never mixed: exceptions here, reply errors
 (:class:`~falcon_fast.codes.ReplyCode`) and close reasons
@@ -29,6 +30,7 @@ __all__ = [
     "DirectoryUnavailable",
     "EnvelopeError",
     "FalconError",
+    "NotFoundError",
     "SettingsError",
 ]
 
@@ -95,3 +97,7 @@ class DirectoryUnavailable(FalconError):
 
 class BusUnavailable(FalconError):
     """The bus between nodes does not answer; the message was not sent to other nodes."""
+
+
+class NotFoundError(FalconError):
+    """What an operation is for is not there; the text names it and is meant for operators."""

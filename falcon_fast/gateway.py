@@ -11,6 +11,7 @@ import logging
 import random
 import ssl
 import uuid
+from collections import Counter
 from collections.abc import Coroutine
 from ipaddress import ip_network
 from typing import Final
@@ -31,8 +32,8 @@ from falcon_fast.identity import Identity
 from falcon_fast.presence import Presence
 from falcon_fast.rooms import Joined, Rooms, group_room, user_room
 from falcon_fast.session import Session, State
-from falcon_fast.settings import Settings
-from falcon_fast.statistics import Health, Statistics, status_document
+from falcon_fast.settings import MAX_SLOTS, Settings
+from falcon_fast.statistics import Health, Histogram, Statistics, status_document
 from falcon_fast.throttle import Throttle
 from falcon_fast.upgrade import adopt, listen, plain_answer, server_port
 
@@ -49,11 +50,35 @@ RETRY_AFTER_FULL: Final = 5.0
 RETRY_AFTER_DRAINING: Final = 2.0
 """Seconds after which a refused client should come again."""
 
+WAITING_ABOVE_FULL: Final = 128
+"""Connections that may still ask when the node is full, to be told so.
+
+Each holds a descriptor of the 256 that `FALCON_MAX_CONNECTIONS` leaves free.
+"""
+
 DRAIN_STEP: Final = 0.1
 """Seconds between two batches of closes."""
 
 DRAIN_RATE: Final = 1000.0
 """Connections closed a second when time allows, so that the other nodes are not stormed."""
+
+MISBEHAVIOUR: Final = frozenset(
+    {
+        CloseReason.PROTOCOL_ERROR,
+        CloseReason.UNSUPPORTED_DATA,
+        CloseReason.INVALID_PAYLOAD,
+        CloseReason.POLICY_VIOLATION,
+        CloseReason.TOO_MANY_FRAGMENTS,
+        CloseReason.TOO_MANY_ERRORS,
+        CloseReason.EARLY_DATA,
+        CloseReason.MESSAGE_TOO_BIG,
+        CloseReason.INTERNAL_ERROR,
+        CloseReason.RATE_LIMITED,
+        CloseReason.BAD_PROTOCOL_USE,
+        CloseReason.CONNECTION_LIMIT,
+    }
+)
+"""What a client can bring about as often as it likes: the log gets samples of these ends."""
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +94,10 @@ class Gateway:
         verifier: checks tokens.
         tls: the certificate of the public listener.
         epoll: False to leave all connections on their asyncio transports.
+
+    Attributes:
+        handshakes: how many opening handshakes ended how: the label of a refusal, or `accepted`.
+        closes: how many connections ended for each close reason, by its ordinal.
     """
 
     def __init__(
@@ -88,6 +117,9 @@ class Gateway:
         self.max_json_depth = settings.max_json_depth
         self.heartbeat_interval = settings.ping_interval
         self.handshake_timeout = settings.handshake_timeout
+        self.waiting = 0
+        self.handshakes: Counter[str] = Counter()
+        self.closes = [0] * len(CloseReason)
         self.policy = policy_of(settings)
         self.core: Core[Session] = Core(
             on_message=self._on_message,
@@ -98,7 +130,8 @@ class Gateway:
             schedule=loop.call_soon,
             close_table=close_table(),
             clock=clock.monotonic,
-            max_connections=settings.max_connections,
+            # A closed connection keeps its slot until its peer has hung up, for a second at most.
+            max_connections=min(MAX_SLOTS, settings.max_connections + WAITING_ABOVE_FULL),
             max_message_bytes=settings.max_message_bytes,
             max_fragments=settings.max_fragments,
             max_queue_bytes=settings.max_queue_bytes,
@@ -133,8 +166,9 @@ class Gateway:
         self._server: asyncio.Server | None = None
         self._counting: asyncio.TimerHandle | None = None
         self._draining = False
-        self._from_bus = 0
+        self._closed = False
         self._last_connection: float | None = None
+        self._from_service = 0
 
     # --------------------------------------------------------------------------- start and stop
 
@@ -164,7 +198,8 @@ class Gateway:
     def url(self) -> str:
         """The address a client on this machine connects to."""
         host = self._settings.host
-        host = "127.0.0.1" if host in {"", "0.0.0.0"} else "[::1]" if host == "::" else host
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        host = f"[{host}]" if ":" in host else host
         scheme = "ws" if self._tls is None else "wss"
         return f"{scheme}://{host}:{self.port}{self._settings.websocket_path}"
 
@@ -194,22 +229,28 @@ class Gateway:
 
     async def close(self) -> None:
         """Stop listening and end whatever is left, at once. May be called more than once."""
-        self._draining = True
+        self._draining = self._closed = True
         if self._server is not None:
             self._server.close()
             self._server = None
         if self._counting is not None:
             self._counting.cancel()
             self._counting = None
+        # The connections first: their messages could start tasks that nobody would wait for.
+        self._driver.stop()
+        self.presence.close()
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
-        self.presence.close()
-        self._driver.stop()
         await self._bus.close()
 
     # ----------------------------------------------------------------- births (upgrade.Door)
+
+    @property
+    def max_waiting(self) -> int:
+        """See `upgrade.Door`."""
+        return self._settings.max_connections - self.core.count + WAITING_ABOVE_FULL
 
     def decide(self, request: Request, peer_ip: str) -> Accept | Refuse:
         """See `upgrade.Door`."""
@@ -241,10 +282,15 @@ class Gateway:
 
     def refused(self, refuse: Refuse) -> None:
         """See `upgrade.Door`."""
-        log.debug("handshake refused: %d %s", refuse.status, refuse.label)
+        self.handshakes[refuse.label] += 1
+        log.debug(
+            "handshake refused",
+            extra={"kind": refuse.label, "status": refuse.status, "reason": refuse.label},
+        )
 
     def born(self, accept: Accept, transport: asyncio.Transport, early: bytes) -> None:
         """See `upgrade.Door`."""
+        self.handshakes["accepted"] += 1
         identity = accept.identity
         now = self.clock.time()
         session = Session(
@@ -254,6 +300,9 @@ class Gateway:
             remote_address=accept.remote_address,
             created_at=now,
         )
+        if self._closed:
+            transport.abort()  # its 101 left in the loop's turn in which the server ended
+            return
         try:
             session.conn = adopt(self.core, transport, session, early=early, paused=True)
         except OSError:
@@ -269,31 +318,53 @@ class Gateway:
                 return
             min(others, key=lambda other: other.created_at).close(CloseReason.REPLACED)
         session.welcome()
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("connection opened", extra=self._who(session))
         self._directory.track(identity.user_id, identity.character_id)
-        self._run(self._admit(session, is_first=not others))
+        self._run(session, self._admit(session))
 
-    def _run(self, work: Coroutine[object, object, None]) -> None:
+    def _run(self, session: Session, work: Coroutine[object, object, None]) -> None:
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            error = None if task.cancelled() else task.exception()
+            if error is not None:
+                # Half admitted it would wait for ever.
+                self._on_error(error)
+                session.close(CloseReason.INTERNAL_ERROR)
+
         task = self._loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(done)
 
-    async def _admit(self, session: Session, *, is_first: bool) -> None:
+    async def _admit(self, session: Session) -> None:
         """Find the groups of a new connection, and let it speak when they are known."""
         groups = await self._groups_of(session)
+        if self.find(session.id) is None:
+            return
         if groups is None:
             self._pending.add(session)
             session.open(pending=True)
             groups = await self._groups_of_in_the_end(session)
         if session.state is State.CLOSED or groups is None:
             return
+        self._pending.discard(session)
         self._enter(session, groups)
+        if self._is_only_one(session):
+            self.presence.came(session.identity.user_id, frozenset(self.rooms.names_of(session)))
+        # Last, since its messages are handled here and now, and may be the end of it.
         if session.state is State.ADMITTING:
             session.open(pending=False)
         else:
             session.tell_rooms()
-        self._pending.discard(session)
-        if is_first:
-            self.presence.came(session.identity.user_id, frozenset(self.rooms.names_of(session)))
+
+    def _is_admitted(self, session: Session) -> bool:
+        return session.state is State.OPEN and session not in self._pending
+
+    def _is_only_one(self, session: Session) -> bool:
+        """Tell whether no other connection of its user is admitted."""
+        room = user_room(session.identity.user_id)
+        others = (other for other in self.rooms.members(room) if other is not session)
+        return not any(self._is_admitted(other) for other in others)
 
     async def _groups_of(self, session: Session) -> frozenset[Group] | None:
         identity = session.identity
@@ -301,7 +372,10 @@ class Gateway:
             async with asyncio.timeout(ADMISSION_TIMEOUT):
                 return await self._directory.groups_of(identity.user_id, identity.character_id)
         except (DirectoryUnavailable, TimeoutError) as error:
-            log.warning("groups of connection %s are not known yet: %s", session.id, error)
+            log.warning(
+                "groups are not known yet",
+                extra={"connection_id": session.id, "error": str(error) or type(error).__name__},
+            )
             return None
 
     async def _groups_of_in_the_end(self, session: Session) -> frozenset[Group] | None:
@@ -323,7 +397,7 @@ class Gateway:
                 self._on_change(session.identity.user_id, groups)
 
         self._directory.track(session.identity.user_id, session.identity.character_id)
-        self._run(read())
+        self._run(session, read())
 
     def _enter(self, session: Session, groups: frozenset[Group]) -> None:
         refused = 0
@@ -342,7 +416,7 @@ class Gateway:
         joined: dict[str, str] = {}
         left: dict[str, str] = {}
         for session in self.rooms.members(user_room(user_id)):
-            if session.state is not State.OPEN or session in self._pending:
+            if not self._is_admitted(session):
                 continue  # its own lookup comes, or is repeated, after this
             mine = set(self.rooms.names_of(session)) - {user_room(user_id)}
             for room in sorted(mine - wanted.keys()):
@@ -350,20 +424,56 @@ class Gateway:
                 self.rooms.leave(session, room)
             for room in session.rooms_left() - wanted.keys():
                 session.forget_left(room)
+            refused = 0
             for room in sorted(wanted.keys() - mine):
                 if session.has_left(room):
                     continue
                 if self.rooms.join(session, room, wanted[room].name) is Joined.LIMIT:
-                    session.tell_limit(1)
+                    refused += 1
                 else:
                     joined[room] = wanted[room].name
-        now = self.clock.time()
-        for changes, has_joined in ((left, False), (joined, True)):
-            for room, name in changes.items():
-                frame = envelope.membership_change(
-                    user_id, room.removeprefix("group:"), name, joined=has_joined, now=now
-                )
-                self.rooms.fan_out(user_room(user_id), frame)
+            if refused:
+                session.tell_limit(refused)
+        self._tell_membership(user_id, left, joined=False)
+        self._tell_membership(user_id, joined, joined=True)
+
+    def _tell_membership(self, user_id: str, changes: dict[str, str], *, joined: bool) -> None:
+        for room, name in changes.items():
+            frame = envelope.membership_change(
+                user_id,
+                room.removeprefix("group:"),
+                name,
+                joined=joined,
+                now=self.clock.time(),
+            )
+            self.rooms.fan_out(user_room(user_id), frame)
+
+    async def membership_changed(
+        self, user_id: str | None, character_id: int, group_id: str, name: str, *, joined: bool
+    ) -> None:
+        """Act on an event: somebody says that a character joined or left a group.
+
+        A removal is believed at once; then the directory is asked, whose answer is final.
+
+        Raises:
+            DirectoryUnavailable: the directory does not answer.
+        """
+        users = {user_id} if user_id is not None else set()
+        users.update(
+            session.identity.user_id
+            for session in self.core.owners()
+            if session.identity.character_id == character_id
+        )
+        for user in users:
+            if user_room(user) not in self.rooms:
+                continue
+            if not joined:
+                room = group_room(group_id)
+                mine = self.rooms.members(user_room(user))
+                if [session for session in mine if self.rooms.leave(session, room)]:
+                    self._tell_membership(user, {room: name}, joined=False)
+            groups = await self._directory.groups_of(user, character_id)
+            self._on_change(user, groups)
 
     def _on_ban(self, user_id: str) -> None:
         """The directory says that a user is banned."""
@@ -383,6 +493,7 @@ class Gateway:
 
     def _on_close(self, session: Session, reason: int, code: int) -> None:
         user_id = session.identity.user_id
+        was_admitted = self._is_admitted(session)
         rooms = frozenset(self.rooms.names_of(session))
         self.rooms.leave_all(session)
         session.closed()
@@ -391,22 +502,43 @@ class Gateway:
         self.presence.unwatch(session)
         if rooms and user_room(user_id) not in self.rooms:
             self._directory.forget(user_id)
-            if not self._draining:
-                self.presence.went(user_id, rooms)
-        if log.isEnabledFor(logging.INFO):
-            log.info(
-                "connection %s of user %s closed: %s (%d) after %.1f s",
-                session.id,
-                user_id,
-                CloseReason(reason).label,
-                code,
-                self.clock.time() - session.created_at,
-            )
+        if was_admitted and not self._draining and self._is_only_one(session):
+            self.presence.went(user_id, rooms)
+        self.closes[reason] += 1
+        self._log_life(session, CloseReason(reason), code)
+
+    def _log_life(self, session: Session, reason: CloseReason, code: int) -> None:
+        """Write the one line that a connection gets."""
+        if not log.isEnabledFor(logging.INFO):
+            return
+        fields: dict[str, object] = {
+            **self._who(session),
+            "reason": reason.label,
+            "code": code,
+            "seconds": round(self.clock.time() - session.created_at, 3),
+        }
+        if reason in MISBEHAVIOUR:
+            fields["kind"] = reason.label  # one client could fill the log with these
+        log.info("connection closed", extra=fields)
+
+    def _who(self, session: Session) -> dict[str, object]:
+        return {
+            "connection_id": session.id,
+            "user_id": session.identity.user_id,
+            "character_id": session.identity.character_id,
+            "remote_address": session.remote_address,
+            "node_id": self.node_id,
+        }
 
     # ------------------------------------------------------------------- what is said, and heard
 
     def publish(self, target: Target, ident: str, frame: bytes) -> int:
         """See `session.Host`."""
+        return self._bus.publish(target, ident, frame)
+
+    def send(self, target: Target, ident: str, frame: bytes) -> int:
+        """Publish a frame on behalf of an operator or a host program; see `publish`."""
+        self._from_service += 1
         return self._bus.publish(target, ident, frame)
 
     def deliver(self, target: Target, ident: str, frame: bytes) -> int:
@@ -415,7 +547,6 @@ class Gateway:
         Returns:
             To how many connections.
         """
-        self._from_bus += 1
         if target is Target.ROOM:
             return self.rooms.fan_out(ident, frame)
         if target is Target.USER:
@@ -433,7 +564,7 @@ class Gateway:
             self._bus.publish(Target.ROOM, room, frame)
         except BusUnavailable:
             # The members here were told; the others will hear the count when the bus is back.
-            log.debug("room %s: other nodes were not told of a change", room)
+            log.debug("other nodes were not told of a room's change", extra={"room": room})
 
     def _count_rooms(self) -> None:
         self.rooms.tell_counts()
@@ -456,13 +587,18 @@ class Gateway:
             return "unhealthy"
         return "degraded" if self._pending else "healthy"
 
+    @property
+    def lag(self) -> Histogram:
+        """How late the event loop was, in seconds."""
+        return self._driver.lag
+
     def statistics(self) -> Statistics:
         """Return what the node has done so far."""
         return Statistics(
             total_connections=self.core.adopted,
             active_connections=self.core.count,
             total_rooms=len(self.rooms),
-            messages_processed=self.core.messages_in + self._from_bus,
+            messages_processed=self.core.messages_in + self._from_service,
             messages_broadcast=self.core.deliveries,
             last_connection_time=self._last_connection,
         )

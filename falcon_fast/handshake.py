@@ -16,6 +16,7 @@ that can be agreed is ours.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -49,7 +50,9 @@ __all__ = [
     "Refuse",
     "Request",
     "authenticate",
+    "bearer_token",
     "client_address",
+    "cookie_values",
     "decide",
     "draining",
     "full",
@@ -334,6 +337,8 @@ def client_address(request: Request, peer_ip: str, policy: Policy) -> str:
         is no trusted proxy, or if the list is empty, malformed or endless. A ``peer_ip`` that is
         no address (a Unix socket) comes back as it is.
     """
+    if not policy.trusted_proxies:
+        return _canonical_text(peer_ip)
     try:
         peer = _canonical(ip_address(peer_ip))
     except ValueError:
@@ -358,11 +363,11 @@ def _find_token(request: Request, policy: Policy) -> tuple[str, bool] | Refuse:
     if credentials:
         if len(credentials) > 1:
             return MANY_TOKENS
-        match = _BEARER.fullmatch(credentials[0])
-        return BAD_TOKEN if match is None else (match[1], False)
+        token = bearer_token(credentials[0])
+        return BAD_TOKEN if token is None else (token, False)
 
     if policy.cookie_auth:
-        cookies = _cookies(request.get_all("cookie"), policy.cookie_name)
+        cookies = cookie_values(request.get_all("cookie"), policy.cookie_name)
         if cookies:
             return MANY_TOKENS if len(cookies) > 1 else (cookies[0], True)
 
@@ -376,7 +381,13 @@ def _find_token(request: Request, policy: Policy) -> tuple[str, bool] | Refuse:
     return NO_TOKEN
 
 
-def _cookies(headers: Iterable[str], name: str) -> list[str]:
+def bearer_token(credentials: str) -> str | None:
+    """Return the token of an Authorization header, or None if it is of another kind."""
+    match = _BEARER.fullmatch(credentials)
+    return None if match is None else match[1]
+
+
+def cookie_values(headers: Iterable[str], name: str) -> list[str]:
     """Return the values of every cookie of a name; what is malformed is passed over."""
     values: list[str] = []
     for header in headers:
@@ -435,6 +446,15 @@ def _canonical(address: _Address) -> _Address:
     if isinstance(address, IPv6Address):
         return address.ipv4_mapped or address
     return address
+
+
+@functools.lru_cache(maxsize=4096)
+def _canonical_text(peer_ip: str) -> str:
+    # Clients come back: parsing an address costs as much as the rest of a small request.
+    try:
+        return str(_canonical(ip_address(peer_ip)))
+    except ValueError:
+        return peer_ip
 
 
 def _is_trusted(address: _Address, policy: Policy) -> bool:

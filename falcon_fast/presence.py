@@ -50,7 +50,7 @@ class Presence(Generic[WatcherT]):
         self._later = later
         self._watchers: dict[str, dict[WatcherT, None]] = {}
         self._watched: dict[WatcherT, set[str]] = {}
-        self._leaving: dict[str, Timer] = {}
+        self._leaving: dict[str, tuple[Timer, frozenset[str]]] = {}  # and the rooms they left
 
     def watch(self, watcher: WatcherT, users: Iterable[str]) -> bool:
         """Subscribe a connection to users; False (and nothing changed) when they are too many."""
@@ -82,24 +82,27 @@ class Presence(Generic[WatcherT]):
         if leaving is None:
             self._tell(user, "online", rooms)
         else:
-            leaving.cancel()
+            leaving[0].cancel()
 
     def went(self, user: str, rooms: frozenset[str]) -> None:
         """A user's last connection has left these rooms."""
 
         def gone() -> None:
-            del self._leaving[user]
+            _, rooms = self._leaving.pop(user)
             self._tell(user, "offline", rooms)
 
         if user not in self._watchers:
             return
         if user in self._leaving:
-            self._leaving[user].cancel()
-        self._leaving[user] = self._later(GRACE, gone)
+            # Back and gone again, maybe before its rooms were known: the earlier ones still count.
+            timer, earlier = self._leaving[user]
+            timer.cancel()
+            rooms |= earlier
+        self._leaving[user] = self._later(GRACE, gone), rooms
 
     def close(self) -> None:
         """Forget who is leaving: nobody is told any more."""
-        for timer in self._leaving.values():
+        for timer, _ in self._leaving.values():
             timer.cancel()
         self._leaving.clear()
 

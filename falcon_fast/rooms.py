@@ -223,6 +223,38 @@ class Rooms(Generic[MemberT]):
         number = self._numbers.get(name)
         return 0 if number is None else self._core.member_count(number)
 
+    def page(
+        self, start: int, limit: int, *, kind: RoomType | None = None
+    ) -> tuple[list[RoomInfo], int]:
+        """Describe some rooms, and say where to go on: for paging.
+
+        A room keeps its number as long as it exists, so what exists from the first page to the
+        last is seen once.
+
+        Args:
+            start: 0 for the first page, else what the page before returned.
+            limit: how many at most.
+            kind: only rooms of this type.
+
+        Returns:
+            The rooms, and where to go on, or -1 when there are no more.
+        """
+        found: list[RoomInfo] = []
+        for number in range(max(start, 0), len(self._rooms)):
+            room = self._rooms[number]
+            if room is None or (kind is not None and kind != _type_of(room.name)):
+                continue
+            if len(found) == limit:
+                return found, number
+            found.append(self._describe(number, room))
+        return found, -1
+
+    def count(self, kind: RoomType | None = None) -> int:
+        """Return how many rooms there are, of one type or in all."""
+        if kind is None:
+            return len(self._numbers)
+        return sum(_type_of(name) == kind for name in self._numbers)
+
     def names(self) -> Iterable[str]:
         """Return the names of all rooms, oldest first."""
         return self._numbers.keys()
@@ -247,12 +279,19 @@ class Rooms(Generic[MemberT]):
         number = self._numbers.get(name)
         if number is None:
             return None
-        room = self._room(number)
+        return self._describe(number, self._room(number))
+
+    def _describe(self, number: int, room: _Room) -> RoomInfo:
+        kind = _type_of(room.name)
         return RoomInfo(
-            id=name,
-            type="personal" if name.startswith("user:") else "group",
-            name=PERSONAL_TITLE if room.title is None else f"Group: {room.title}",
+            id=room.name,
+            type=kind,
+            name=PERSONAL_TITLE if kind == "personal" else f"Group: {room.title or ''}",
             member_count=self._core.member_count(number),
             created_at=room.created_at,
             updated_at=room.updated_at,
         )
+
+
+def _type_of(name: str) -> RoomType:
+    return "personal" if name.startswith("user:") else "group"

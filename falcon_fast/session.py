@@ -100,8 +100,9 @@ class Session:
         self, host: Host, ident: str, identity: Identity, *, remote_address: str, created_at: float
     ) -> None:
         self._host = host
-        self._left: set[str] | None = None  # rooms left on request, which may be joined again
-        self._strikes: tuple[float, int] | None = None
+        # Rooms left on request, which may be joined again, with their groups' names.
+        self._left: dict[str, str] | None = None
+        self._strikes: tuple[float, ...] = ()  # when the latest malformed messages came
         self.id = ident
         self.conn = 0
         self.identity = identity
@@ -241,11 +242,8 @@ class Session:
 
     def _strike(self) -> None:
         now = self._host.clock.monotonic()
-        since, count = self._strikes or (now, 0)
-        if now - since > STRIKE_WINDOW:
-            since, count = now, 0
-        self._strikes = since, count + 1
-        if count + 1 >= MAX_STRIKES:
+        self._strikes = (*self._strikes, now)[-MAX_STRIKES:]
+        if len(self._strikes) == MAX_STRIKES and now - self._strikes[0] < STRIKE_WINDOW:
             self.close(CloseReason.TOO_MANY_ERRORS)
 
     def _presence(self, frame: ClientFrame) -> None:
@@ -307,18 +305,19 @@ class Session:
         if not rooms.is_member(self, room):
             if self._left is None or room not in self._left:
                 raise _not_allowed("you do not belong to this room")
-            if rooms.join(self, room) is Joined.LIMIT:
+            if rooms.join(self, room, self._left[room]) is Joined.LIMIT:
                 raise EnvelopeError(ReplyCode.LIMIT, "the connection is in too many rooms")
-            self._left.discard(room)
+            del self._left[room]
         self._ack(frame, action="join", room=room)
 
     def _leave(self, frame: ClientFrame) -> None:
         room = self._room_of(frame)
+        name = self._host.rooms.group_name(room)
         if room == user_room(self.identity.user_id) or not self._host.rooms.leave(self, room):
             raise _not_allowed("you cannot leave this room")
         if self._left is None:
-            self._left = set()
-        self._left.add(room)
+            self._left = {}
+        self._left[room] = name
         self._ack(frame, action="leave", room=room)
 
     def has_left(self, room: str) -> bool:
@@ -327,12 +326,12 @@ class Session:
 
     def rooms_left(self) -> set[str]:
         """Return the rooms the client asked to be out of."""
-        return self._left or set()
+        return set(self._left or ())
 
     def forget_left(self, room: str) -> None:
         """The user no longer belongs to a room: it cannot be joined again on request."""
         if self._left is not None:
-            self._left.discard(room)
+            self._left.pop(room, None)
 
     @staticmethod
     def _room_of(frame: ClientFrame) -> str:

@@ -940,7 +940,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting(
         name="FALCON_MAX_JSON_DEPTH",
         field="max_json_depth",
-        kind=_integer(2, 1_000),
+        # orjson, which writes what is passed on, nests 254 deep at most.
+        kind=_integer(2, 254),
         unit="levels",
         crossing="error `bad_request`",
         meaning="Nested objects and arrays in one message.",

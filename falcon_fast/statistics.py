@@ -1,13 +1,15 @@
-"""Immutable snapshots of what a node has done, and the document that `/websocket/status` shows."""
+"""What a node has done: snapshots, the document that `/websocket/status` shows, a histogram."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from falcon_fast.clock import rfc3339
 
-__all__ = ["Health", "Statistics", "status_document"]
+__all__ = ["Health", "Histogram", "Statistics", "status_document"]
 
 Health = Literal["healthy", "degraded", "unhealthy"]
 
@@ -37,6 +39,30 @@ class Statistics:
     messages_processed: int
     messages_broadcast: int
     last_connection_time: float | None
+
+
+class Histogram:
+    """How often values of which size were seen.
+
+    Args:
+        bounds: the buckets' upper bounds, ascending; a value equal to one is below it.
+
+    Attributes:
+        counts: values in each bucket, not cumulative; one more than bounds, for what is above.
+        sum: of all values.
+    """
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.sum = 0.0
+
+    def add(self, value: float) -> None:
+        """Take note of a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
 
 
 def status_document(

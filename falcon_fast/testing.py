@@ -1,7 +1,7 @@
-"""An echo server on the same handshake and core, without authentication: for tools, not for users.
+"""An echo server on the same handshake and core, without authentication, for tools.
 
-`python -m falcon_fast.testing --echo --port 9001` answers every message with itself, text and binary
-as received. Conformance suites and load generators talk to this.
+`python -m falcon_fast.testing --echo --port 9001` answers every message with itself, text and
+binary as received. Conformance suites and load generators talk to this.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ class EchoServer:
         loop = asyncio.get_running_loop()
         self.policy = Policy(path=path, cookie_auth=False, allow_any_origin=True)
         self.handshake_timeout = 5.0
+        self.waiting = 0
+        self.max_waiting = 65_536
         self.core: Core[_Client] = Core(
             on_message=self._echo,
             on_close=lambda client, reason, code: None,

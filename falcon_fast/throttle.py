@@ -37,12 +37,13 @@ class Throttle:
         if self._rate <= 0:
             return 0.0
         now = self._clock.monotonic()
-        tokens, then = self._buckets.get(address, (self._burst, now))
+        # Taken out and put back, so that the order of the dictionary is that of the last attempts.
+        tokens, then = self._buckets.pop(address, (self._burst, now))
         tokens = min(self._burst, tokens + (now - then) * self._rate)
         if tokens < 1.0:
             self._buckets[address] = (tokens, now)
             return (1.0 - tokens) / self._rate
-        if len(self._buckets) >= MAX_ADDRESSES and address not in self._buckets:
+        if len(self._buckets) >= MAX_ADDRESSES:
             self._forget(now)
         self._buckets[address] = (tokens - 1.0, now)
         return 0.0

@@ -57,6 +57,11 @@ class Door(Protocol):
 
     policy: Policy
     handshake_timeout: float
+    waiting: int  # connections before their 101; counted by the readers
+
+    @property
+    def max_waiting(self) -> int:
+        """How many connections may be before their 101; further ones are closed at once."""
 
     def decide(self, request: Request, peer_ip: str) -> Accept | Refuse:
         """Decide about a request for the WebSocket path."""
@@ -90,6 +95,37 @@ class _Quiet:
     warning = error = exception = info
 
 
+class _Pen:
+    """The transport picows sees while it answers: it writes through, and nothing else.
+
+    picows asks a new transport for addresses, buffer sizes and socket options, each a system call
+    that says nothing we need.
+    """
+
+    __slots__ = ("_transport",)
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def get_extra_info(self, name: str) -> object:
+        return self if name == "socket" else None
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        pass
+
+    def getsockopt(self, level: int, option: int) -> int:
+        return 0
+
+    def fileno(self) -> int:
+        return -1
+
+    def get_write_buffer_size(self) -> int:
+        return self._transport.get_write_buffer_size()
+
+    def write(self, data: bytes | bytearray) -> None:
+        self._transport.write(data)
+
+
 class _Listener(WSListener):
     """Hears from picows that the 101 was written."""
 
@@ -108,7 +144,7 @@ class HeadReader(asyncio.BufferedProtocol):
     # All readers share one buffer: asyncio fills it and calls back before it reads anything else.
     _buffer = memoryview(bytearray(READ_BUFFER))
 
-    __slots__ = ("_accept", "_deadline", "_door", "_loop", "_received", "_transport")
+    __slots__ = ("_accept", "_deadline", "_door", "_loop", "_received", "_transport", "_waits")
 
     def __init__(self, door: Door, loop: asyncio.AbstractEventLoop) -> None:
         self._door = door
@@ -117,17 +153,25 @@ class HeadReader(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._accept: Accept | None = None
+        self._waits = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the deadline."""
         # uvloop's transports look like asyncio's and are not derived from them.
         self._transport = cast("asyncio.Transport", transport)
+        self._waits = True
+        self._door.waiting += 1
+        if self._door.waiting > self._door.max_waiting:
+            # Before the descriptors run out and nobody could even be refused.
+            self._transport.abort()
+            return
         # One deadline for the whole head, however slowly it drips in.
         self._deadline = self._loop.call_later(self._door.handshake_timeout, self._transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the transport; also called after it was handed over."""
         self._let_go()
+        self._stop_waiting()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Lend the shared buffer for one read."""
@@ -146,7 +190,9 @@ class HeadReader(asyncio.BufferedProtocol):
         limit = self._door.policy.max_head_bytes
         size = end + len(END_OF_HEAD) if end >= 0 else len(received)
         if size > limit:
-            self._refuse(HEAD_TOO_LARGE)
+            # Which limit: a target that never ends is told so.
+            crossed = parse_head(bytes(received), self._door.policy)
+            self._refuse(crossed if isinstance(crossed, Refuse) else HEAD_TOO_LARGE)
         elif end >= 0:
             head = bytes(received[:size])
             del received[:size]
@@ -223,7 +269,7 @@ class HeadReader(asyncio.BufferedProtocol):
             None,  # extra_headers: a client's
             2048,  # read_buffer_init_size
         )
-        answerer.connection_made(transport)
+        answerer.connection_made(_Pen(transport))
         head = (
             b"GET / HTTP/1.1\r\nHost: falcon\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
             b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + accept.key.encode() + END_OF_HEAD
@@ -245,7 +291,18 @@ class HeadReader(asyncio.BufferedProtocol):
             return
         early = bytes(self._received)
         self._let_go()
-        self._door.born(accept, transport, early)
+        self._stop_waiting()
+        try:
+            self._door.born(accept, transport, early)
+        except Exception:
+            # Behind the 101 there is no answer left to give.
+            log.exception("an upgraded connection could not be taken over")
+            transport.abort()
+
+    def _stop_waiting(self) -> None:
+        if self._waits:
+            self._waits = False
+            self._door.waiting -= 1
 
     def _let_go(self) -> None:
         self._transport = None

@@ -598,8 +598,9 @@ int main(int argc, char **argv) {
     printf("{\"event\":\"ready\",\"slots\":%u}\n", slots);
     for (;;) {
         struct epoll_event events[MAX_EVENTS];
-        /* A job has deadlines and paced work; without one only input matters. */
-        int n = epoll_wait(epoll, events, MAX_EVENTS, job.what == IDLE ? -1 : 1);
+        /* Some jobs are paced, some only have a deadline, and without one only input matters. */
+        int wait = job.what == IDLE ? -1 : job.what == CONNECT || job.what == ECHO ? 1 : 20;
+        int n = epoll_wait(epoll, events, MAX_EVENTS, wait);
         batch_ns = now_ns();
         for (int i = 0; i < n; i++) {
             char line[LINE_MAX_BYTES];

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,13 +143,20 @@ class Load(Child):
         """Set the counters of received frames to zero."""
         self.ask("reset")
 
-    def expect(self, frames: int, *, timeout: float = 60.0) -> Counters:
-        """Wait until so many messages have come since the last reset.
+    def expect(self, frames: int, *, timeout: float = 60.0) -> Callable[[], Counters]:
+        """Start to wait for so many messages since the last reset.
 
-        Raises:
-            BenchmarkError: They did not come in time.
+        The generator is told before the server is, so that it is in the same state for every
+        server, whether that answers before it sends or after.
+
+        Returns:
+            What waits for the outcome; it raises BenchmarkError when they do not come in time.
         """
-        answer = self.ask(f"expect frames={frames} timeout={timeout}", timeout=timeout + 10)
+        self.tell(f"expect frames={frames} timeout={timeout}")
+        return lambda: self._expected(frames, timeout)
+
+    def _expected(self, frames: int, timeout: float) -> Counters:
+        answer = self.answer(timeout=timeout + 10)
         counters = _counters(answer)
         if answer["event"] != "received":
             raise BenchmarkError(f"{counters.frames} of {frames} messages came in {timeout:g} s")

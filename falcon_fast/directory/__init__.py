@@ -142,6 +142,13 @@ class Directory(Protocol):
             DirectoryUnavailable: The store does not answer; asking again later may succeed.
         """
 
+    async def user_of(self, character_id: int) -> str | None:
+        """Return the user whose profile has the character, or None.
+
+        Raises:
+            DirectoryUnavailable: The store does not answer.
+        """
+
     async def is_super_admin(self, user_id: str, character_id: int) -> bool:
         """Tell whether one of the user's groups is the super administrators'.
 

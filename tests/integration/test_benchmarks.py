@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 MEMBERS = 20
 
@@ -55,7 +57,9 @@ def test_quick_fanout_writes_ratios_to_the_send_loop(tmp_path: Path) -> None:
     contenders = {name.rpartition(", ")[0] for name in ratios}
     assert {"C send loop", "falcon_fast core", "websockets broadcast"} <= contenders
     assert {name.rpartition(", ")[2] for name in ratios} == {"1", "16", "64"}
-    assert ratios["C send loop, 16"]["median"] == 1.0
+    # Ratios are to the mean of the two loops, so theirs lie opposite each other around 1.
+    both = ratios["C send loop, 16"]["median"] + ratios["C send loop again, 16"]["median"]
+    assert both == pytest.approx(2.0, rel=0.001)
     assert all(0 < ratio["low"] <= ratio["median"] <= ratio["high"] for ratio in ratios.values())
     assert [target["at_most"] for target in result["targets"]] == [1.15, 1.3]
     assert str(ROOT) not in text, "a result names no path of this machine"

@@ -18,8 +18,9 @@ class FakeTransport(asyncio.Transport):
             ``set_write_buffer_limits``.
 
     Attributes:
-        sent: what has left for the peer.
-        buffered: what was written but has not left.
+        written: all that was ever written.
+        writes: how many calls it took.
+        gone: how many octets of it have left for the peer.
         aborted: whether ``abort`` was called.
         eof_written: whether ``write_eof`` was called.
         reading: False between ``pause_reading`` and ``resume_reading``.
@@ -27,8 +28,9 @@ class FakeTransport(asyncio.Transport):
 
     def __init__(self, *, eof: bool = True, high: int | None = None) -> None:
         super().__init__()
-        self.sent = bytearray()
-        self.buffered = bytearray()
+        self.written = bytearray()
+        self.writes = 0
+        self.gone = 0
         self.aborted = False
         self.eof_written = False
         self.reading = True
@@ -48,25 +50,23 @@ class FakeTransport(asyncio.Transport):
 
     def drain(self, size: int | None = None) -> None:
         """Let octets leave, all of them by default; with all gone the stall is over, too."""
-        size = len(self.buffered) if size is None else size
-        self.sent += self.buffered[:size]
-        del self.buffered[:size]
-        if not self.buffered:
+        left = len(self.written) - self.gone
+        self.gone += left if size is None else min(size, left)
+        if self.gone == len(self.written):
             self._stalled = False
-        if self._paused and len(self.buffered) <= self._high // 4:
+        if self._paused and self.get_write_buffer_size() <= self._high // 4:
             self._paused = False
-            self.protocol.resume_writing()
+            self._pausable.resume_writing()
 
     @property
-    def written(self) -> bytes:
-        """All that was written: what has left and what has not."""
-        return bytes(self.sent + self.buffered)
+    def sent(self) -> bytes:
+        """What has left for the peer."""
+        return bytes(self.written[: self.gone])
 
     @property
-    def protocol(self) -> asyncio.Protocol:
-        """The protocol that was set."""
-        assert self._protocol is not None
-        return self._protocol  # type: ignore[return-value]  # any protocol can pause and resume
+    def _pausable(self) -> asyncio.BaseProtocol:
+        assert self._protocol is not None, "nobody to tell"
+        return self._protocol
 
     # What the program calls.
 
@@ -74,7 +74,7 @@ class FakeTransport(asyncio.Transport):
         self._protocol = protocol
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        return self.protocol
+        return self._pausable
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         assert low is None
@@ -82,19 +82,19 @@ class FakeTransport(asyncio.Transport):
             self._high = high
 
     def get_write_buffer_size(self) -> int:
-        return len(self.buffered)
+        return 0 if self.aborted else len(self.written) - self.gone
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         assert not self._closing, "written to a transport that is closing"
         assert not self.eof_written, "written behind the end"
         assert isinstance(data, bytes), "a transport may keep what it is given: it must not change"
+        self.writes += 1
+        self.written += data
         if not self._stalled:
-            self.sent += data
-            return
-        self.buffered += data
-        if not self._paused and len(self.buffered) > self._high:
+            self.gone = len(self.written)
+        elif not self._paused and self.get_write_buffer_size() > self._high:
             self._paused = True
-            self.protocol.pause_writing()
+            self._pausable.pause_writing()
 
     def can_write_eof(self) -> bool:
         return self._eof
@@ -113,7 +113,6 @@ class FakeTransport(asyncio.Transport):
     def abort(self) -> None:
         self._closing = True
         self.aborted = True
-        self.buffered.clear()
 
     def is_reading(self) -> bool:
         return self.reading and not self._closing

@@ -19,15 +19,18 @@ from ..support import ROOT
 # Low to high. A module may import what is below it; within a layer, whatever makes no circle.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_core", "_version", "clock", "codes", "errors", "identity"),
-    ("envelope", "settings", "statistics"),
+    ("envelope", "logs", "settings", "statistics"),
     ("bus", "directory"),
     (
         *("auth", "handshake", "head", "presence", "rooms", "session", "throttle"),
         *("bus.memory", "directory.sqlite", "directory.sqlite_store"),
     ),
     ("driver", "gateway", "upgrade"),
-    ("service",),
-    ("admin", "admin.app"),
+    ("metrics", "service"),
+    (
+        *("admin", "admin.app", "admin.cursors", "admin.examples", "admin.openapi"),
+        *("admin.pages", "admin.problems", "admin.routes", "admin.schemas", "admin.security"),
+    ),
     ("app", "checks", "demo"),
     ("", "__main__", "cli", "testing"),
 )
@@ -62,6 +65,9 @@ ROOMS_OF_PACKAGES: dict[str, frozenset[str]] = {
     "hiredis": frozenset({"bus.redis"}),
     "jwt": frozenset({"auth"}),
     "motor": frozenset({"directory.mongo"}),
+    "openapi_pydantic": frozenset({"admin.openapi"}),
+    "pydantic": frozenset({"admin.*"}),
+    "prometheus_client": frozenset({"metrics"}),
     "pymongo": frozenset({"directory.mongo"}),
     "redis": frozenset({"bus.redis"}),
     "sqlite3": frozenset({"directory.sqlite", "directory.sqlite_store"}),

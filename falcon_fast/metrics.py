@@ -1,0 +1,196 @@
+"""Prometheus metrics: read from the counters of a node when somebody scrapes, and not before.
+
+Nothing on the way of a message knows of metrics. The core and the gateway count what they do in
+plain integers; a scrape reads these once and writes them down in Prometheus' text format. What each
+metric means, and what to ask of it, is in docs/reference/metrics.md.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from prometheus_client import (
+    CONTENT_TYPE_PLAIN_0_0_4,
+    CollectorRegistry,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from falcon_fast._version import __version__
+from falcon_fast.codes import CloseReason
+from falcon_fast.gateway import Gateway
+
+__all__ = ["Metrics"]
+
+_MICROSECONDS: Final = 1e-6
+_HEALTH: Final = ("healthy", "degraded", "unhealthy")
+
+
+class Metrics:
+    """What a scrape of one node answers.
+
+    The registry is the node's own: a host program's metrics are not in it, and several nodes in
+    one process do not meet.
+
+    Args:
+        gateway: the node.
+        loop: the event loop's kind, as `asyncio` or `uvloop`.
+    """
+
+    def __init__(self, gateway: Gateway, *, loop: str) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_Node(gateway, loop))
+        ProcessCollector(registry=self._registry)
+
+    def render(self) -> tuple[bytes, str]:
+        """Return the metrics in Prometheus' text format, and its content type."""
+        return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
+
+
+class _Node(Collector):
+    """Reads a gateway and its core."""
+
+    def __init__(self, gateway: Gateway, loop: str) -> None:
+        self._gateway = gateway
+        self._loop = loop
+
+    def collect(self) -> Iterator[Metric]:
+        yield InfoMetricFamily(
+            "falcon_build",
+            "What is running.",
+            {"version": __version__, "python": platform.python_version(), "loop": self._loop},
+        )
+        yield self._health()
+        yield from self._connections()
+        yield from self._rooms()
+        yield from self._traffic()
+        yield from self._ticks()
+        yield from self._queues()
+        yield _histogram(
+            "falcon_event_loop_lag_seconds",
+            "How much later than planned the loop ran a timer that is due four times a second.",
+            self._gateway.lag.bounds,
+            self._gateway.lag.counts,
+            self._gateway.lag.sum,
+        )
+
+    def _health(self) -> Metric:
+        family = GaugeMetricFamily(
+            "falcon_health", "1 for the state the node is in, 0 for the others.", labels=["state"]
+        )
+        for state in _HEALTH:
+            family.add_metric([state], float(self._gateway.health == state))
+        return family
+
+    def _connections(self) -> Iterator[Metric]:
+        gateway = self._gateway
+        statistics = gateway.statistics()
+        yield GaugeMetricFamily(
+            "falcon_connections", "Connections now.", statistics.active_connections
+        )
+        yield CounterMetricFamily(
+            "falcon_connections", "Connections ever taken over.", statistics.total_connections
+        )
+        yield GaugeMetricFamily(
+            "falcon_handshakes_in_progress",
+            "Accepted sockets that have not got their answer yet.",
+            gateway.waiting,
+        )
+        handshakes = CounterMetricFamily(
+            "falcon_handshakes", "Answers to opening handshakes, by result.", labels=["result"]
+        )
+        for result, number in sorted(gateway.handshakes.items()):
+            handshakes.add_metric([result], number)
+        yield handshakes
+        closes = CounterMetricFamily(
+            "falcon_closes", "Connections that ended, by reason.", labels=["reason"]
+        )
+        for reason in CloseReason:
+            closes.add_metric([reason.label], gateway.closes[reason])
+        yield closes
+        yield CounterMetricFamily(
+            "falcon_slow_consumers",
+            "Connections closed because they did not take what was sent to them.",
+            gateway.closes[CloseReason.SLOW_CONSUMER],
+        )
+
+    def _rooms(self) -> Iterator[Metric]:
+        rooms = self._gateway.rooms
+        family = GaugeMetricFamily(
+            "falcon_rooms", "Rooms with at least one member, by type.", labels=["type"]
+        )
+        personal = rooms.count("personal")
+        family.add_metric(["personal"], personal)
+        family.add_metric(["group"], len(rooms) - personal)
+        yield family
+
+    def _traffic(self) -> Iterator[Metric]:
+        core = self._gateway.core
+        processed = self._gateway.statistics().messages_processed
+        for name, meaning, value in (
+            ("frames_received", "WebSocket frames from clients, control frames too.", core.frames_in),
+            ("messages_received", "Complete messages from clients that were handled.", core.messages_in),
+            (
+                "messages_refused",
+                "Messages from clients that were above their rate, and not handled.",
+                core.refused,
+            ),
+            (
+                "messages_published",
+                "Messages from operators and host programs.",
+                processed - core.messages_in,
+            ),
+            ("bytes_received", "Bytes read from clients, after the handshake.", core.bytes_in),
+            ("bytes_sent", "Bytes written to clients, after the handshake.", core.bytes_out),
+            ("deliveries", "Messages queued, counted once for each receiver.", core.deliveries),
+            ("sends", "Writes to sockets.", core.sends),
+            ("ticks", "Turns of the loop in which something was sent.", core.flushes),
+        ):
+            yield CounterMetricFamily(f"falcon_{name}", meaning, value)
+
+    def _ticks(self) -> Iterator[Metric]:
+        messages, microseconds = self._gateway.core.histograms()
+        yield _histogram(
+            "falcon_tick_messages",
+            "Messages and control frames sent in one tick; one for a room counts once.",
+            *messages,
+        )
+        bounds, counts, total = microseconds
+        yield _histogram(
+            "falcon_tick_send_seconds",
+            "How long one tick took to hand its messages to all their receivers' sockets.",
+            [bound * _MICROSECONDS for bound in bounds],
+            counts,
+            total * _MICROSECONDS,
+        )
+
+    def _queues(self) -> Iterator[Metric]:
+        octets, waiting = self._gateway.core.queue_totals()
+        yield GaugeMetricFamily(
+            "falcon_queue_bytes", "Bytes that clients have not taken yet, in all.", octets
+        )
+        yield GaugeMetricFamily(
+            "falcon_queued_connections", "Connections with something in their queue.", waiting
+        )
+
+
+def _histogram(
+    name: str, meaning: str, bounds: Sequence[float], counts: Sequence[int], total: float
+) -> Metric:
+    """Build a histogram of counts that are not cumulative, one more than there are bounds."""
+    buckets: list[tuple[str, float]] = []
+    below = 0
+    for bound, count in zip([*(f"{bound:g}" for bound in bounds), "+Inf"], counts, strict=True):
+        below += count
+        buckets.append((bound, below))
+    return HistogramMetricFamily(name, meaning, buckets=buckets, sum_value=total)

@@ -1,0 +1,107 @@
+"""The real server and clients of other makers: who is in the group hears it, nobody else does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from .peers import (
+    FLEET,
+    FLEET_ROOM,
+    Ear,
+    PythonClient,
+    Served,
+    all_leaving,
+    messages,
+    node_ws,
+    said,
+    serve,
+    without_time,
+    wscat,
+)
+
+pytestmark = pytest.mark.integration
+
+NOTICED_WITHIN: Final = 1.0
+"""Seconds from the end of `falcon-fast member remove`; promised by its help text."""
+
+BOB: Final = "90000002"
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    with serve(tmp_path) as served:
+        yield served
+
+
+async def test_members_hear_the_group_and_a_removed_member_no_longer(served: Served) -> None:
+    """Python's `websockets`, wscat and a Node script with `ws` chat; an outsider listens."""
+    carol_token = await asyncio.to_thread(served.newcomer, "carol", 90000011, "Carol", member=True)
+    async with all_leaving() as clients:
+        clients.append(await PythonClient.join("alice", served.url, served.token_of("Alice")))
+        clients.append(await wscat("bob", served.url, served.token_of("Bob")))
+        clients.append(await node_ws("carol", served.url, carol_token))
+        clients.append(await PythonClient.join("admin", served.url, served.token_of("Admin")))
+        ears = alice, bob, carol, outsider = [Ear(client) for client in clients]
+        members = (alice, bob, carol)
+
+        for ear, name in zip(members, ("demo-alice", "demo-bob", "carol"), strict=True):
+            assert await ear.joined() == [f"user:{name}", FLEET_ROOM]
+        assert FLEET_ROOM not in await outsider.joined()
+
+        for sender in members:
+            message = said(f"hello from {sender.client.name}")
+            await sender.client.say(message)
+            heard = [await ear.until("message") for ear in members]
+            assert [without_time(frame) for frame in heard] == [message] * 3
+            assert heard[0] == heard[1] == heard[2], "everybody hears the same"
+        for ear in ears:
+            assert messages(await ear.so_far()) == [], "nobody hears more"
+
+        # The stranger is told that he may not, and nobody hears it.
+        await outsider.client.say(said("let me in", ident="intruder"))
+        refused = await outsider.until("error", code="forbidden")
+        assert refused["id"] == "intruder"
+
+        await asyncio.to_thread(served.command, "member", "remove", FLEET, BOB)
+        removed = time.monotonic()
+        change = await bob.until("group_membership_change", group_id=FLEET, joined=False)
+        assert time.monotonic() - removed < NOTICED_WITHIN
+        assert change["data"]["user_id"] == "demo-bob"  # type: ignore[index]
+
+        await alice.client.say(said("without bob"))
+        for ear in (alice, carol):
+            assert without_time(await ear.until("message")) == said("without bob")
+        # Bob is alive, hears his own room and nothing of the group.
+        await bob.client.say(
+            {"type": "message", "id": "note", "to": "user:demo-bob", "data": {"text": "to myself"}}
+        )
+        assert (await bob.until("message"))["id"] == "note"
+        assert messages(await bob.so_far()) == []
+        await bob.client.say(said("may I?", ident="shut-out"))
+        assert (await bob.until("error", code="forbidden"))["id"] == "shut-out"
+        for ear in (alice, carol, outsider):
+            assert messages(await ear.so_far()) == []
+
+        await asyncio.to_thread(served.command, "member", "add", FLEET, BOB)
+        await bob.until("group_membership_change", group_id=FLEET, joined=True)
+        await carol.client.say(said("welcome back"))
+        for ear in members:
+            assert without_time(await ear.until("message")) == said("welcome back")
+
+
+async def test_clients_are_told_of_a_restart(served: Served) -> None:
+    async with all_leaving() as clients:
+        clients.append(await PythonClient.join("alice", served.url, served.token_of("Alice")))
+        clients.append(await node_ws("bob", served.url, served.token_of("Bob")))
+        for client in clients:
+            await Ear(client).joined()
+        begin = time.monotonic()
+        assert await asyncio.to_thread(served.program.stop) == 0
+        assert time.monotonic() - begin < 5.0
+    assert served.program.output.count("closed: service_restart (1012)") == 2

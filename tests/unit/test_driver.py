@@ -1,0 +1,114 @@
+"""The core and the loop together: readiness, four ticks a second, and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import cast
+
+import pytest
+
+from falcon_fast._core import Core
+from falcon_fast.driver import TICK, CoreDriver
+
+from ..support.loop import FakeTimeLoop, turns
+
+loop_factory = FakeTimeLoop
+
+
+class FakeCore:
+    """Counts what the driver asks of a core."""
+
+    def __init__(self, epoll_fd: int = -1) -> None:
+        self.epoll_fd = epoll_fd
+        self.calls: list[str] = []
+
+    def ready(self) -> None:
+        self.calls.append("ready")
+
+    def tick(self) -> None:
+        self.calls.append("tick")
+
+    def shutdown(self) -> None:
+        self.calls.append("shutdown")
+
+
+def driver(core: FakeCore) -> CoreDriver[object]:
+    return CoreDriver(cast("Core[object]", core), asyncio.get_running_loop())
+
+
+async def test_four_ticks_a_second_until_stopped() -> None:
+    core = FakeCore()
+    driven = driver(core)
+    driven.start()
+    await asyncio.sleep(1.1)
+    assert core.calls == ["tick"] * 4
+    driven.stop()
+    await asyncio.sleep(10 * TICK)
+    assert core.calls == ["tick"] * 4 + ["shutdown"]
+    driven.stop()
+    assert core.calls.count("shutdown") == 1
+
+
+async def test_stopping_before_the_start_does_nothing() -> None:
+    core = FakeCore()
+    driver(core).stop()
+    assert core.calls == []
+
+
+async def test_a_tick_that_fails_is_not_the_last_one() -> None:
+    core = FakeCore()
+    failed: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _loop, context: failed.append(context["exception"])
+    )
+
+    def tick() -> None:
+        core.calls.append("tick")
+        raise ValueError("once")
+
+    core.tick = tick  # type: ignore[method-assign]
+    driven = driver(core)
+    driven.start()
+    await asyncio.sleep(0.6)
+    driven.stop()
+    assert core.calls == ["tick", "tick", "shutdown"]
+    assert [str(error) for error in failed] == ["once", "once"]
+
+
+async def test_ready_is_called_when_the_epoll_set_is_readable() -> None:
+    reading, writing = os.pipe()
+    core = FakeCore(reading)
+    driven = driver(core)
+    try:
+        driven.start()
+        await turns()
+        assert core.calls == []
+        os.write(writing, b"x")
+        await turns(2)
+        assert set(core.calls) == {"ready"}
+        driven.stop()
+        core.calls.clear()
+        await turns()
+        assert core.calls == []
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError])
+async def test_an_epoll_set_that_is_gone_already_does_not_keep_it_from_stopping(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    core = FakeCore(5)
+    monkeypatch.setattr(loop, "add_reader", lambda fd, callback: None)
+
+    def remove_reader(fd: int) -> bool:
+        raise error("bad file descriptor")
+
+    monkeypatch.setattr(loop, "remove_reader", remove_reader)
+    driven = driver(core)
+    driven.start()
+    driven.stop()
+    assert core.calls == ["shutdown"]
