@@ -30,7 +30,7 @@ from openapi_pydantic import (
 from openapi_pydantic.util import construct_open_api_with_schema_class
 from pydantic import BaseModel
 
-from falcon_fast import __version__
+from falcon_fast._version import __version__
 from falcon_fast.admin import examples, problems
 from falcon_fast.admin.pages import OPENAPI_JSON, OPENAPI_YAML, Page
 from falcon_fast.admin.routes import Route

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from falcon_fast import __version__
+from falcon_fast._version import __version__
 from falcon_fast.admin.routes import Route
 
 __all__ = ["ASSETS", "DOCS", "INDEX", "METRICS", "OPENAPI_JSON", "OPENAPI_YAML", "Page", "index"]

@@ -1,10 +1,11 @@
-"""The command line: `python -m benchmarks list` and `python -m benchmarks run SCENARIO`."""
+"""The command line: `python -m benchmarks list`, `run SCENARIO` and `micro`."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import resource
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from benchmarks.macro.run import Run
 from benchmarks.macro.scenarios import ALL
 
 RESULTS = Path(__file__).parent / "results"
+MICRO = Path(__file__).parent / "micro"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,7 +45,25 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--check", action="store_true", help="exit with 1 if a target was missed or not measured"
     )
+    micro = commands.add_parser("micro", help="run the micro benchmarks (pytest-benchmark)")
+    micro.add_argument("pytest", nargs="*", help="files, and behind -- options of pytest")
     return root
+
+
+def micro(arguments: list[str]) -> int:
+    """Run the micro benchmarks and return pytest's exit code.
+
+    Args:
+        arguments: for pytest; later ones win over ours.
+    """
+    files = [argument for argument in arguments if not argument.startswith("-")]
+    command = [sys.executable, "-m", "pytest", "-q", *([] if files else [str(MICRO)])]
+    # Not the project's own options, which leave benchmarks out.
+    command += ["-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider"]
+    command += ["--benchmark-group-by=group", "--benchmark-sort=fullname"]
+    command += ["--benchmark-columns=min,median,iqr,ops,rounds", "--benchmark-warmup=on"]
+    command += ["--benchmark-disable-gc", "--benchmark-min-rounds=20", *arguments]
+    return subprocess.run(command, check=False).returncode
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,6 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
         for scenario in ALL.values():
             print(f"{scenario.name:<10}{scenario.question}")
         return 0
+    if options.command == "micro":
+        return micro(options.pytest)
     # Children inherit the limit: servers and generators hold thousands of sockets each.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

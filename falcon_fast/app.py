@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
@@ -77,8 +77,7 @@ class Falcon:
 
         Raises:
             SettingsError: the settings ask for what this version does not have.
-            FalconError: a backend cannot be used.
-            OSError: an address cannot be bound.
+            FalconError: a backend cannot be used, or an address cannot be bound.
         """
         if self._server is not None:
             raise RuntimeError("a Falcon is entered once; make another one")
@@ -129,8 +128,7 @@ async def running(
 
     Raises:
         SettingsError: the settings ask for what this version does not have.
-        FalconError: a backend cannot be used.
-        OSError: an address cannot be bound.
+        FalconError: a backend cannot be used, or an address cannot be bound.
     """
     refuse_unsupported(settings)
     clock = clock or SystemClock()
@@ -148,24 +146,35 @@ async def running(
             epoll=epoll,
         )
         stack.push_async_callback(gateway.close)
-        await gateway.start()
+        with _binding(settings.host, settings.port):
+            await gateway.start()
         service = Service(gateway, directory)
         metrics = Metrics(gateway, loop=loop_name())
-        admin = await start_admin(
-            service,
-            Gatekeeper(
-                verify=gateway.verify,
-                is_banned=directory.is_banned,
-                is_super_admin=directory.is_super_admin,
-                cookie_name=settings.cookie_name if settings.cookie_auth else None,
-            ),
-            host=settings.admin_host,
-            port=settings.admin_port,
-            max_json_depth=settings.max_json_depth,
-            metrics=metrics.render,
-        )
+        with _binding(settings.admin_host, settings.admin_port):
+            admin = await start_admin(
+                service,
+                Gatekeeper(
+                    verify=gateway.verify,
+                    is_banned=directory.is_banned,
+                    is_super_admin=directory.is_super_admin,
+                    cookie_name=settings.cookie_name if settings.cookie_auth else None,
+                ),
+                host=settings.admin_host,
+                port=settings.admin_port,
+                max_json_depth=settings.max_json_depth,
+                metrics=metrics.render,
+            )
         stack.push_async_callback(admin.close)
         yield Server(settings, clock, directory, gateway, service, metrics, admin)
+
+
+@contextlib.contextmanager
+def _binding(host: str, port: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise FalconError(f"cannot listen on {host}:{port}: {reason}") from error
 
 
 def refuse_unsupported(settings: Settings) -> None:
@@ -222,14 +231,8 @@ def run(settings: Settings, *, dev: bool) -> int:
     set_up_logging(
         log_format=settings.log_format, debug=settings.debug, secrets=secrets_of(settings)
     )
-    try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(_serve(settings, dev=dev))
-    except OSError as error:
-        raise FalconError(
-            f"cannot listen on {settings.host}:{settings.port} or "
-            f"{settings.admin_host}:{settings.admin_port}: {error.strerror or error}"
-        ) from error
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_serve(settings, dev=dev))
 
 
 async def _serve(settings: Settings, *, dev: bool) -> int:
@@ -269,7 +272,9 @@ async def _serve(settings: Settings, *, dev: bool) -> int:
         await asyncio.wait({drain, again}, return_when=asyncio.FIRST_COMPLETED)
         for task in (drain, again):
             task.cancel()
-        await asyncio.gather(drain, again, return_exceptions=True)
+        ended, _ = await asyncio.gather(drain, again, return_exceptions=True)
+        if isinstance(ended, Exception):
+            log.error("the drain failed", exc_info=ended)
     return 0
 
 

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import random
 import ssl
-import uuid
 from collections import Counter
 from collections.abc import Coroutine
 from ipaddress import ip_network
@@ -28,7 +27,7 @@ from falcon_fast.directory import Directory, Group
 from falcon_fast.driver import CoreDriver
 from falcon_fast.errors import BusUnavailable, DirectoryUnavailable
 from falcon_fast.handshake import Accept, Endpoint, Policy, Refuse, Request
-from falcon_fast.identity import Identity
+from falcon_fast.identity import Identity, new_id
 from falcon_fast.presence import Presence
 from falcon_fast.rooms import Joined, Rooms, group_room, user_room
 from falcon_fast.session import Session, State
@@ -112,7 +111,7 @@ class Gateway:
         epoll: bool = True,
     ) -> None:
         loop = asyncio.get_running_loop()
-        self.node_id = str(uuid.uuid4())
+        self.node_id = new_id()
         self.clock = clock
         self.max_json_depth = settings.max_json_depth
         self.heartbeat_interval = settings.ping_interval
@@ -295,7 +294,7 @@ class Gateway:
         now = self.clock.time()
         session = Session(
             self,
-            str(uuid.uuid4()),
+            new_id(),
             identity,
             remote_address=accept.remote_address,
             created_at=now,

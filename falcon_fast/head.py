@@ -12,7 +12,7 @@ ways (request smuggling) is refused here, so the rest of the house sees one read
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 __all__ = [
@@ -105,6 +105,15 @@ class Request:
     target: str
     path: str
     headers: tuple[tuple[str, str], ...]
+    _by_name: dict[str, list[str]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        # A decision asks for a dozen names.
+        by_name = self._by_name
+        for name, value in self.headers:
+            by_name.setdefault(name, []).append(value)
 
     def get_all(self, name: str) -> tuple[str, ...]:
         """Return every value sent under a name, in the order sent.
@@ -112,7 +121,7 @@ class Request:
         Args:
             name: The header's name in lower case.
         """
-        return tuple([value for header, value in self.headers if header == name])
+        return tuple(self._by_name.get(name, ()))
 
 
 @dataclass(frozen=True, slots=True)

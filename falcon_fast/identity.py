@@ -1,10 +1,19 @@
-"""Who a connection speaks for: the plain value a verified token becomes."""
+"""Who a connection speaks for, and the ids of connections, messages and nodes."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
-__all__ = ["Identity"]
+__all__ = ["Identity", "new_id"]
+
+
+def new_id() -> str:
+    """Return a uuid4 (RFC 9562 section 5.4): 122 random bits that nobody can guess."""
+    digits = os.urandom(16).hex()
+    # `uuid` makes an object of it first, which each new connection would pay for.
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
 @dataclass(frozen=True, slots=True)

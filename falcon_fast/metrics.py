@@ -25,6 +25,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from falcon_fast._version import __version__
 from falcon_fast.codes import CloseReason
@@ -32,7 +33,8 @@ from falcon_fast.gateway import Gateway
 
 __all__ = ["Metrics"]
 
-_MICROSECONDS: Final = 1e-6
+_MICROSECONDS: Final = 1_000_000
+"""A second has so many."""
 _HEALTH: Final = ("healthy", "degraded", "unhealthy")
 
 
@@ -99,7 +101,9 @@ class _Node(Collector):
             "falcon_connections", "Connections now.", statistics.active_connections
         )
         yield CounterMetricFamily(
-            "falcon_connections", "Connections ever taken over.", statistics.total_connections
+            "falcon_connections_opened",
+            "Connections ever taken over.",
+            statistics.total_connections,
         )
         yield GaugeMetricFamily(
             "falcon_handshakes_in_progress",
@@ -138,8 +142,16 @@ class _Node(Collector):
         core = self._gateway.core
         processed = self._gateway.statistics().messages_processed
         for name, meaning, value in (
-            ("frames_received", "WebSocket frames from clients, control frames too.", core.frames_in),
-            ("messages_received", "Complete messages from clients that were handled.", core.messages_in),
+            (
+                "frames_received",
+                "WebSocket frames from clients, control frames too.",
+                core.frames_in,
+            ),
+            (
+                "messages_received",
+                "Complete messages from clients that were handled.",
+                core.messages_in,
+            ),
             (
                 "messages_refused",
                 "Messages from clients that were above their rate, and not handled.",
@@ -169,9 +181,9 @@ class _Node(Collector):
         yield _histogram(
             "falcon_tick_send_seconds",
             "How long one tick took to hand its messages to all their receivers' sockets.",
-            [bound * _MICROSECONDS for bound in bounds],
+            [bound / _MICROSECONDS for bound in bounds],
             counts,
-            total * _MICROSECONDS,
+            total / _MICROSECONDS,
         )
 
     def _queues(self) -> Iterator[Metric]:
@@ -190,7 +202,9 @@ def _histogram(
     """Build a histogram of counts that are not cumulative, one more than there are bounds."""
     buckets: list[tuple[str, float]] = []
     below = 0
-    for bound, count in zip([*(f"{bound:g}" for bound in bounds), "+Inf"], counts, strict=True):
+    for bound, count in zip(
+        [*(floatToGoString(bound) for bound in bounds), "+Inf"], counts, strict=True
+    ):
         below += count
         buckets.append((bound, below))
     return HistogramMetricFamily(name, meaning, buckets=buckets, sum_value=total)

@@ -7,7 +7,6 @@ result names nodes that did not answer in time, so that a count is never silentl
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -18,6 +17,7 @@ from falcon_fast.codes import CloseReason
 from falcon_fast.directory import Directory
 from falcon_fast.errors import NotFoundError
 from falcon_fast.gateway import Gateway
+from falcon_fast.identity import new_id
 from falcon_fast.rooms import RoomInfo, RoomType, user_room
 from falcon_fast.session import Session
 from falcon_fast.statistics import Statistics
@@ -357,7 +357,7 @@ class Service:
             expected = ", ".join(sorted(envelope.BROADCAST_TYPES))
             raise ValueError(f"type must be one of {expected}, not {kind!r}")
         now = self._gateway.clock.time()
-        message_id = str(uuid.uuid4())
+        message_id = new_id()
         try:
             frame = envelope.encode(kind, now=now, id=message_id, room=room, to=to, data=data)
         except TypeError as error:

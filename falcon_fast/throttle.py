@@ -1,7 +1,11 @@
-"""How fast one client address may open connections: a token bucket for each address."""
+"""How fast one client address may open connections: a token bucket for each address.
+
+IPv6 clients are counted by their /64 network.
+"""
 
 from __future__ import annotations
 
+from ipaddress import IPv6Address
 from typing import Final
 
 from falcon_fast.clock import Clock
@@ -36,6 +40,8 @@ class Throttle:
         """
         if self._rate <= 0:
             return 0.0
+        if ":" in address:
+            address = _site(address)
         now = self._clock.monotonic()
         # Taken out and put back, so that the order of the dictionary is that of the last attempts.
         tokens, then = self._buckets.pop(address, (self._burst, now))
@@ -55,3 +61,11 @@ class Throttle:
         if len(kept) >= MAX_ADDRESSES:
             kept = dict(list(kept.items())[MAX_ADDRESSES // 2 :])
         self._buckets = kept
+
+
+def _site(address: str) -> str:
+    """Return the /64 network of an IPv6 address: one subscriber has all of it to choose from."""
+    try:
+        return ":".join(IPv6Address(address).exploded.split(":")[:4])
+    except ValueError:
+        return address

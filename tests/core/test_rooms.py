@@ -7,6 +7,7 @@ from typing import Final
 
 import pytest
 
+from falcon_fast._core import Core
 from falcon_fast.codes import CloseReason
 
 from ..support.core import CoreFactory, Rig
@@ -205,7 +206,7 @@ def test_every_member_hears_its_own_rooms_in_the_order_of_saying(rig: Rig) -> No
 
 
 def test_a_large_room_behaves_like_a_small_one() -> None:
-    rig = Rig(NATIVE)
+    rig = Rig(NATIVE, {"max_connections": LARGE})
     core, dice = rig.core, random.Random(3)
     room, small = core.open_room(), core.open_room()
     peers = {}
@@ -251,6 +252,28 @@ def test_a_large_room_behaves_like_a_small_one() -> None:
     core.fan_out(room, b"all")
     core.shutdown()
     assert core.member_count(room) == 0
+
+
+def test_owners_can_be_read_in_pages_while_they_come_and_go() -> None:
+    rig = Rig(NATIVE)
+    core = rig.core
+    assert isinstance(core, Core)
+    assert core.owners_from(0, 10) == ([], -1)
+    peers = [rig.connect(str(number)) for number in range(10)]
+    assert core.owners_from(0, 10) == ([str(number) for number in range(10)], -1)
+    assert core.owners_from(0, 3) == (["0", "1", "2"], 3)
+    core.close(peers[1].handle, CloseReason.NORMAL)
+    core.abort(peers[3].handle, CloseReason.NORMAL)
+    core.abort(peers[5].handle, CloseReason.NORMAL)
+    newcomer = rig.connect("new", paused=True)
+    page, at = core.owners_from(3, 4)
+    assert sorted(page) == ["4", "6", "7", "new"]
+    page, at = core.owners_from(at, 4)
+    assert (page, at) == (["8", "9"], -1)
+    for beyond in (10, 11, 65536, 2**31):
+        assert core.owners_from(beyond, 5) == ([], -1)
+    assert core.owners_from(-5, 1)[0] == ["0"]
+    assert newcomer.alive()
 
 
 def test_the_last_slot_is_a_slot_like_any_other() -> None:

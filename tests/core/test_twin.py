@@ -57,7 +57,7 @@ SMALL: Final[dict[str, float]] = {
 
 def outcome(make: CoreFactory, reads: list[bytes], *, turns: bool) -> tuple[list[Event], bytes]:
     """Feed an echoing connection and return what was called back and what was written."""
-    rig = Rig(make, {"max_message_bytes": 400, "max_fragments": 6})
+    rig = Rig(make, {"max_message_bytes": 400, "max_fragments": 6, "max_connections": 1})
     peer = rig.connect()
 
     def echo(event: Event) -> None:
@@ -383,6 +383,7 @@ class CoreAndTwin(RuleBasedStateMachine):
             rig.events.clear()
         for name in ("count", "frames_in", "messages_in", "bytes_in", "deliveries", "refused"):
             assert getattr(native.core, name) == getattr(twin.core, name), name
+        assert native.core.queue_totals() == twin.core.queue_totals()
         assert bool(native.scheduled) == bool(twin.scheduled)
         for room in self.rooms.values():
             members = [sorted(self.rigs[i].core.members(room[i])) for i in range(2)]

@@ -78,7 +78,7 @@ def serve(folder: Path, **more: str) -> Iterator[Served]:
         **more,
     }
     with running("falcon_fast", "serve", "--dev", folder=folder, settings=settings) as program:
-        url = program.wait_for(r"listening on (ws://\S+/websocket/connect)")[1]
+        url = program.wait_for(r"^  clients +(ws://\S+)$")[1]
         commands = {"JWT_SECRET": settings["JWT_SECRET"]}
         yield Served(url, folder, commands, program)
         assert program.stop() == 0, program.output
@@ -118,6 +118,11 @@ class PythonClient:
     async def hear(self) -> Frame:
         frame: Frame = json.loads(await self._connection.recv())
         return frame
+
+    async def end(self) -> Frame:
+        """Wait for the end; returns code and reason."""
+        await asyncio.wait_for(self._connection.wait_closed(), PATIENCE)
+        return {"closed": self._connection.close_code, "reason": self._connection.close_reason}
 
     async def leave(self) -> None:
         await self._connection.close()
@@ -171,7 +176,10 @@ const WebSocket = require("ws");
 const [url, token] = process.argv.slice(1);
 const socket = new WebSocket(url, { headers: { Authorization: `Bearer ${token}` } });
 socket.on("message", (data) => console.log(data.toString()));
-socket.on("close", (code) => process.exit(code === 1000 ? 0 : 1));
+socket.on("close", (code, reason) => {
+  console.log(JSON.stringify({ closed: code, reason: String(reason) }));
+  process.exit();
+});
 require("readline")
   .createInterface({ input: process.stdin })
   .on("line", (line) => socket.send(line));

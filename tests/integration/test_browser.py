@@ -301,8 +301,9 @@ async def test_a_browser_is_told_why_it_ends(stage: Stage) -> None:
 def client_of_the_howto() -> str:
     """Return the code that docs/howto/embed-in-a-page.md gives to pages."""
     text = (ROOT / "docs" / "howto" / "embed-in-a-page.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```javascript\n(// connect\(.*?)```", text, re.DOTALL)
-    return code.replace("export function", "function")
+    found = re.search(r"```javascript\n(// connect\(.*?)```", text, re.DOTALL)
+    assert found is not None
+    return found[1].replace("export function", "function")
 
 
 START: Final = """

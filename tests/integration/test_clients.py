@@ -97,11 +97,17 @@ async def test_members_hear_the_group_and_a_removed_member_no_longer(served: Ser
 
 async def test_clients_are_told_of_a_restart(served: Served) -> None:
     async with all_leaving() as clients:
-        clients.append(await PythonClient.join("alice", served.url, served.token_of("Alice")))
-        clients.append(await node_ws("bob", served.url, served.token_of("Bob")))
+        alice = await PythonClient.join("alice", served.url, served.token_of("Alice"))
+        bob = await node_ws("bob", served.url, served.token_of("Bob"))
+        clients.extend([alice, bob])
         for client in clients:
             await Ear(client).joined()
         begin = time.monotonic()
         assert await asyncio.to_thread(served.program.stop) == 0
         assert time.monotonic() - begin < 5.0
-    assert served.program.output.count("closed: service_restart (1012)") == 2
+        farewell = {"closed": 1012, "reason": "service restart"}
+        assert await alice.end() == farewell
+        ear = Ear(bob)
+        while (last := await ear.next()).get("type") == "room_update":
+            pass
+        assert last == farewell

@@ -98,7 +98,7 @@ def test_all_violations_at_once_free_their_sockets_within_a_second(
         client.wire.send(VIOLATIONS[case][0] + SHOUT)
     for case, client in clients.items():
         assert client.closing() == VIOLATIONS[case][1], case
-    eventually(lambda: server.fds() <= fds, "sockets are closed", within=CLOSED_WITHIN + 0.5)
+    eventually(lambda: server.fds() <= fds, "sockets are closed", within=CLOSED_WITHIN)
 
 
 @pytest.mark.parametrize("declared", [2**62, 65_537], ids=["F06", "F07"])

@@ -399,6 +399,11 @@ class Twin(Generic[OwnerT]):
         conn = self._find(handle)
         return 0 if conn is None else conn.queued_bytes
 
+    def queue_totals(self) -> tuple[int, int]:
+        """Return the octets that wait on all connections, and on how many."""
+        waiting = [conn.queued_bytes for conn in self._connections.values() if conn.queue]
+        return sum(waiting), len(waiting)
+
     def set_expiry(self, handle: int, when: float) -> None:
         """Have `on_expire` called at `when`, in seconds of the clock."""
         conn = self._find(handle)

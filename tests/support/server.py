@@ -29,7 +29,7 @@ SECRET: Final = "not-a-secret-but-long-enough-to-sign-with"
 
 SERVE: Final = ("-m", "falcon_fast", "serve")
 
-_LISTENING: Final = re.compile(r"listening on wss?://127\.0\.0\.1:(\d+)/\S*, admin on \S+:(\d+)/")
+LISTENING: Final = re.compile(r"listening on wss?://127\.0\.0\.1:(\d+)/\S*, admin on \S+:(\d+)/")
 
 POLL: Final = 0.01
 """Seconds between two looks at something that cannot be waited for otherwise."""
@@ -123,12 +123,12 @@ class ServerProcess:
         except BaseException:
             self.kill()
             raise
-        found = _LISTENING.search(self.log())
+        found = LISTENING.search(self.log())
         assert found is not None, f"the server did not start:\n{self.log()}"
         self.port, self.admin_port = int(found[1]), int(found[2])
 
     def _is_listening(self) -> bool:
-        return self.process.poll() is not None or _LISTENING.search(self.log()) is not None
+        return self.process.poll() is not None or LISTENING.search(self.log()) is not None
 
     # ------------------------------------------------------------------------- its life
 
@@ -271,6 +271,11 @@ class ServerProcess:
     def fds(self) -> int:
         """Return how many descriptors it has open."""
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def descriptor_kinds(self) -> list[str]:
+        """Return what its descriptors stand for, as the system writes it."""
+        folder = Path(f"/proc/{self.process.pid}/fd")
+        return [os.readlink(folder / number) for number in os.listdir(folder)]
 
     def limit_fds(self, number: int) -> None:
         """Set how many descriptors it may have open."""

@@ -675,7 +675,9 @@ async def test_only_tracked_users_are_told(store: SqliteStore, path: str) -> Non
         store.set_banned("bob", True)
         store.remove_member(A, 3)
         store.remove_member(A, 1)
-        await watcher.until(lambda: watcher.changes == [("alice", {B})])
+        await watcher.until(lambda: ("alice", {B}) in watcher.changes)
+        # A change so soon after an answer may be told twice.
+        assert all(change == ("alice", {B}) for change in watcher.changes)
         assert watcher.bans == []
         assert directory.is_banned("bob")
 

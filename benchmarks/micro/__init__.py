@@ -1,0 +1,1 @@
+"""The micro benchmarks: one question a file, without sockets (pytest-benchmark)."""
