@@ -16,11 +16,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from aiohttp import web
-from aiohttp.http import HttpProcessingError
 from pydantic import ValidationError
 
 from falcon_fast.admin import openapi, pages, problems
 from falcon_fast.admin.cursors import Cursors
+from falcon_fast.admin.listener import Site, harden
 from falcon_fast.admin.problems import Problem
 from falcon_fast.admin.routes import ROUTES, Call, Desk, Route
 from falcon_fast.admin.security import Caller, Gatekeeper
@@ -38,7 +38,6 @@ __all__ = ["AdminServer", "RenderMetrics", "build", "start_admin"]
 
 logger = logging.getLogger(__name__)
 audit = logging.getLogger("falcon_fast.admin.audit")
-http_logger = logging.getLogger("falcon_fast.admin.http")
 
 SHUTDOWN_TIMEOUT: Final = 5.0
 """Seconds that requests in progress are given when the listener closes."""
@@ -48,24 +47,6 @@ MAX_BODY_BYTES: Final = 1024 * 1024
 
 BODY_TIMEOUT: Final = 10.0
 """Seconds in which a body must have come, however many octets of it come in between."""
-
-KEEPALIVE_TIMEOUT: Final = 75.0
-"""Seconds a connection may wait for its next request."""
-
-LINGERING_TIME: Final = 2.0
-"""Seconds for which what a refused client goes on to send is thrown away, so that it can read."""
-
-CONTENT_SECURITY_POLICY: Final = "; ".join(
-    (
-        "default-src 'self'",
-        # The reader of the document carries its icons in its style sheet.
-        "img-src 'self' data:",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-        "object-src 'none'",
-    )
-)
 
 NO_BUS: Final = (
     "Not sent to other nodes: the bus does not answer. Connections of this node got the message"
@@ -121,7 +102,9 @@ async def refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
     except Problem as problem:
         return problems.response(problem)
     except web.HTTPException as error:
-        # The router's own: nothing else raises them.
+        # The router's own; it raises nothing but errors.
+        if error.status not in problems.TITLES:
+            raise
         allow = error.headers.get("Allow")
         return problems.response(Problem(error.status, headers={"Allow": allow} if allow else None))
     except Exception:
@@ -129,27 +112,22 @@ async def refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
         return problems.response(Problem(500))
 
 
-async def harden(request: web.Request, response: web.StreamResponse) -> None:
+async def finish(request: web.Request, response: web.StreamResponse) -> None:
     """Set the headers that every answer carries."""
-    headers = response.headers
-    headers["Server"] = "falcon_fast"
-    headers.setdefault("Cache-Control", "no-store")
-    headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
-    headers["Cross-Origin-Opener-Policy"] = "same-origin"
-    headers["Cross-Origin-Resource-Policy"] = "same-origin"
-    headers["Referrer-Policy"] = "no-referrer"
-    headers["X-Content-Type-Options"] = "nosniff"
-    headers["X-Frame-Options"] = "DENY"
-    headers["X-Request-ID"] = request[_ID_KEY]
+    # A request that expects what we do not do is answered before `refuse` sees it.
+    harden(response.headers, request.get(_ID_KEY) or str(uuid.uuid4()))
 
 
-class NotHttp(logging.Filter):
-    """Drops aiohttp's lines about requests that are none: they quote what was sent."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Decide about a line."""
-        error = record.exc_info[1] if record.exc_info else None
-        return not isinstance(error, HttpProcessingError)
+async def expect(request: web.Request) -> web.StreamResponse | None:
+    """Answer the Expect header before the request is handled."""
+    if request.headers["Expect"].lower() != "100-continue":
+        return problems.response(Problem(417, close=True))
+    # RFC 9110 section 10.1.1: a server may leave out the 100 "if it has already received some or
+    # all of the content".
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    # What was written is no part of the answer.
+    request.writer.output_size = 0
+    return None
 
 
 # ------------------------------------------------------------------------------------ one request
@@ -263,7 +241,7 @@ async def _body(request: web.Request, *, max_json_depth: int) -> object:
         raise Problem(408, "the body took too long to come", close=True) from None
     except web.HTTPRequestEntityTooLarge:
         raise _too_large() from None
-    except web.RequestPayloadError:
+    except (ConnectionError, web.RequestPayloadError):
         raise Problem(400, "the body is not framed as HTTP wants it", close=True) from None
     if not payload:
         raise Problem(400, "the body is empty")
@@ -308,6 +286,10 @@ def _metrics(render: RenderMetrics) -> Handler:
     return handle
 
 
+def _add_page(app: web.Application, path: str, handler: Handler) -> None:
+    app.router.add_route("GET", path, handler, expect_handler=expect)
+
+
 def build(
     service: Service,
     gatekeeper: Gatekeeper,
@@ -327,7 +309,7 @@ def build(
         The application, ready for a runner.
     """
     app = web.Application(middlewares=[refuse], client_max_size=MAX_BODY_BYTES)
-    app.on_response_prepare.append(harden)
+    app.on_response_prepare.append(finish)
     desk = Desk(service, Cursors())
     for route in ROUTES:
         # Not add_get: that one would answer HEAD too.
@@ -335,11 +317,12 @@ def build(
             route.method,
             route.path,
             endpoint(route, desk, gatekeeper, max_json_depth=max_json_depth),
+            expect_handler=expect,
         )
     served = [pages.DOCS, pages.OPENAPI_JSON, pages.OPENAPI_YAML]
     if metrics is not None:
         served.append(pages.METRICS)
-        app.router.add_route("GET", pages.METRICS.path, _metrics(metrics))
+        _add_page(app, pages.METRICS.path, _metrics(metrics))
     document = openapi.build(ROUTES, served, cookie_name=gatekeeper.cookie_name)
     for page, content in (
         (pages.INDEX, pages.index(ROUTES, served).encode()),
@@ -349,9 +332,9 @@ def build(
     ):
         kind = page.media_type
         charset = "" if kind == "application/json" else "; charset=utf-8"
-        app.router.add_route("GET", page.path, _constant(content, kind + charset))
+        _add_page(app, page.path, _constant(content, kind + charset))
     for name in pages.ASSETS:
-        app.router.add_route("GET", name, _file(name))
+        _add_page(app, name, _file(name))
     return app
 
 
@@ -380,23 +363,14 @@ async def start_admin(
     Raises:
         OSError: the address is in use or not of this machine.
     """
-    http_logger.addFilter(_NOT_HTTP)
     runner = web.AppRunner(
         build(service, gatekeeper, max_json_depth=max_json_depth, metrics=metrics),
-        access_log=None,
-        logger=http_logger,
-        auto_decompress=False,
-        keepalive_timeout=KEEPALIVE_TIMEOUT,
-        lingering_time=LINGERING_TIME,
         shutdown_timeout=SHUTDOWN_TIMEOUT,
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        await Site(runner, host, port).start()
     except BaseException:
         await runner.cleanup()
         raise
     return AdminServer(runner, host=host, port=runner.addresses[0][1])
-
-
-_NOT_HTTP: Final = NotHttp()

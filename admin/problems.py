@@ -24,6 +24,7 @@ TITLES: Final[Mapping[int, str]] = {
     408: "Request Timeout",
     413: "Request Entity Too Large",
     415: "Unsupported Media Type",
+    417: "Expectation Failed",
     422: "Unprocessable Entity",
     500: "Internal Server Error",
     503: "Service Unavailable",

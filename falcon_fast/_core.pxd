@@ -65,7 +65,7 @@ cdef struct Conn:
     uint32_t next_ping
     uint32_t progress_at        # last time the peer took something off the queue
     uint32_t linger_until
-    uint32_t expires            # seconds since the core was made, 0 = never
+    uint32_t expires            # ticks of the wheel since the core was made, 0 = never
     uint32_t rate_at
     uint32_t refused_since
     uint32_t refused_at

@@ -85,7 +85,7 @@ cdef enum:
     ARENA_KEEP = 262144         # a larger arena is given back after the tick
     TICK_MS = 250               # the timer wheel's step; `tick` is called this often
     BUCKETS = 256               # the wheel spans 64 s; what is due later is looked at again then
-    LINGER_MS = 750             # how long a closed connection may take to finish, below 1 s
+    LINGER_MS = 450             # how long a closed connection may take; with two ticks below 1 s
     STALL_MS = 2000             # a gap between ticks that counts as the loop having stood still
     GRACE_MS = 5000             # after which nobody is called silent before its input was read
     REFUSING_GAP_MS = 1000      # refusals further apart than this are not one flood
@@ -107,6 +107,7 @@ cdef enum:                      # Conn.flags
     PAUSED = 4                  # the asyncio transport asked us to stop writing
     WRITE_ENDED = 8
     PRIVATE = 16                # has something of its own to be sent in this tick
+    GONE = 64                   # its socket is dead; nothing can be said to it
     NOT_READING = 32            # the asyncio transport was told not to read until `resume`
 
 cdef enum:                      # ordinals of codes.CloseReason that the core raises itself
@@ -470,8 +471,9 @@ cdef class Core:
         if ff_epoll_ctl(self.epoll_fd, EPOLL_CTL_ADD, fd, 0 if paused else EPOLLIN, self._tag(slot)):
             self._release(slot)
             raise ConnectionError("the socket cannot be watched")
-        self._begin(slot, paused)
-        return self._handle(slot)
+        handle = self._handle(slot)
+        self._begin(slot, paused)       # early input may already be the end of it
+        return handle
 
     def adopt_transport(
         self,
@@ -643,9 +645,15 @@ cdef class Core:
         return self._retire(slot, PEER_CLOSED, code)
 
     cdef int _say_last(self, uint32_t slot, const uint8_t *frame, size_t size) except -1:
+        cdef Conn *conn = &self.conns[slot]
         self._flush_one(slot)
-        self.conns[slot].state = CLOSING
+        if conn.flags & DOOMED_FLAG and not conn.flags & GONE:
+            # It is told why, at the cost of the backlog that it could not take anyway.
+            queue_cut(conn)
+            conn.flags &= ~DOOMED_FLAG
+        conn.state = CLOSING
         self._put(slot, frame, size, 1)
+        return 0
 
     cdef int _retire(self, uint32_t slot, int reason, int code) except -1:
         """Take a connection out of everything the application sees; only its socket lingers on."""
@@ -817,8 +825,9 @@ cdef class Core:
         cdef uint32_t slot = 0
         cdef double left
         if self._find(conn, &slot):
-            left = when - self.started
-            self.conns[slot].expires = 1 if left < 1 else <uint32_t>min(left, 4e9)
+            # To the millisecond, then up to the tick that is not before it.
+            left = min(max((when - self.started) * 1000 + 0.5, 1.0), 1e12)
+            self.conns[slot].expires = <uint32_t>((<uint64_t>left + TICK_MS - 1) // TICK_MS)
             self._arm(slot)
 
     # ------------------------------------------------------------------------------------- rooms
@@ -1129,7 +1138,8 @@ cdef class Core:
             for i in range(8):
                 frame[2 + i] = <uint8_t>(<uint64_t>size >> (56 - 8 * i))
             needed = 10
-        memcpy(frame + needed, payload, size)
+        if size:
+            memcpy(frame + needed, payload, size)
         entry = &self.entries[self.entry_count]
         entry.offset = <uint32_t>self.arena_size
         entry.size = <uint32_t>(needed + size)
@@ -1205,6 +1215,8 @@ cdef class Core:
             self.doomed = doomed
             self.doomed_capacity = capacity
         self.conns[slot].flags |= DOOMED_FLAG
+        if reason == CONNECTION_LOST:
+            self.conns[slot].flags |= GONE
         self.doomed[self.doomed_count].slot = slot
         self.doomed[self.doomed_count].generation = self.conns[slot].generation
         self.doomed[self.doomed_count].reason = reason
@@ -1478,7 +1490,12 @@ cdef class Core:
             return self._write(slot, self.out_bytes)
         if self.out_block == NULL:
             self.out_block = block_new(self.out, self.out_size)
-        return self._enqueue(slot, self.out_block, <uint32_t>sent, self.out_messages)
+        return self._enqueue(
+            slot,
+            self.out_block,
+            <uint32_t>sent,
+            frames_after(self.out_block, <uint32_t>sent) if sent else self.out_messages,
+        )
 
     cdef int _write(self, uint32_t slot, bytes data) except -1:
         # One broken transport must not keep the others from their messages.
@@ -1518,6 +1535,8 @@ cdef class Core:
             conn.progress_at = <uint32_t>self.now_ms
             if conn.fd >= 0:
                 self._watch(slot)
+            else:
+                conn.transport_backlog = (<object>conn.link).transport.get_write_buffer_size()
             self._arm(slot)
         if conn.state != CLOSING and (
             conn.queue_bytes > self.max_queue_bytes
@@ -1565,6 +1584,9 @@ cdef class Core:
             if <uint32_t>sent < left:
                 node.offset += <uint32_t>sent
                 conn.queue_bytes -= <uint32_t>sent
+                left = frames_after(node.block, node.offset)
+                conn.queue_messages -= node.messages - left
+                node.messages = left
                 break
             queue_pop(conn)
         if conn.queue_head == NULL:
@@ -1682,7 +1704,7 @@ cdef class Core:
                         refusal = self._finish(slot)
                     if refusal is not None:
                         refused += 1
-                        first_refused = first_refused or refusal
+                        first_refused = refusal if first_refused is None else first_refused
                         refusal = None
                     continue
                 if assembly != NULL and assembly.header_size:
@@ -1741,7 +1763,7 @@ cdef class Core:
                         refusal = self._complete(slot, opcode, data, <size_t>length)
                         if refusal is not None:
                             refused += 1
-                            first_refused = first_refused or refusal
+                            first_refused = refusal if first_refused is None else first_refused
                             refusal = None
                     data += length
                     size -= <size_t>length
@@ -1767,7 +1789,7 @@ cdef class Core:
                         refusal = self._finish(slot)
                         if refusal is not None:
                             refused += 1
-                            first_refused = first_refused or refusal
+                            first_refused = refusal if first_refused is None else first_refused
                             refusal = None
         finally:
             self.depth -= 1
@@ -2032,7 +2054,7 @@ cdef class Core:
             if <int32_t>(now - conn.linger_until) >= 0:
                 return self._release(slot)
             return self._arm(slot)
-        if conn.expires and self.now_ms >= <uint64_t>conn.expires * 1000:
+        if conn.expires and self.now_ms >= <uint64_t>conn.expires * TICK_MS:
             conn.expires = 0
             try:
                 self.on_expire(<object>conn.owner)
@@ -2076,7 +2098,7 @@ cdef class Core:
             if conn.queue_head != NULL:
                 wait = min(wait, <int32_t>(conn.progress_at + self.write_timeout - now))
             if conn.expires:
-                wait = min(wait, <int64_t>conn.expires * 1000 - <int64_t>self.now_ms)
+                wait = min(wait, <int64_t>conn.expires * TICK_MS - <int64_t>self.now_ms)
         self._wheel_remove(slot)
         at = (<int64_t>self.now_ms + max(wait, 1) + TICK_MS - 1) // TICK_MS
         at = min(max(at, <int64_t>self.wheel_at + 1), <int64_t>self.wheel_at + BUCKETS - 1)

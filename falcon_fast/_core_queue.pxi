@@ -66,6 +66,16 @@ cdef size_t frame_size(const uint8_t *frame) noexcept:
     return 10 + size
 
 
+cdef uint32_t frames_after(Block *block, uint32_t offset) noexcept:
+    # How many frames of a block are not wholly in front of an offset.
+    cdef size_t end = 0
+    cdef uint32_t frames = 0
+    while end < block.size:
+        end += frame_size(block.data + end)
+        frames += end > offset
+    return frames
+
+
 cdef int queue_cut(Conn *conn) except -1:
     # Keep only the rest of a frame that the peer has already begun to receive: what follows it on
     # the wire must be a frame's first octet.

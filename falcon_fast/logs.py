@@ -25,10 +25,13 @@ __all__ = [
     "LINES_PER_SECOND",
     "ConsoleFormatter",
     "JsonFormatter",
+    "LogFormat",
     "Redactor",
     "Sampler",
     "set_up_logging",
 ]
+
+LogFormat = Literal["auto", "json", "console"]
 
 LINES_PER_SECOND: Final = 10
 """Lines of one kind within a second; further ones are counted and not written."""
@@ -38,6 +41,8 @@ MAX_KINDS: Final = 1024
 
 MAX_VALUE: Final = 1000
 """Characters of one value; a longer one is cut."""
+
+OUR_LOGGERS: Final = "falcon_fast"
 
 REDACTED: Final = "[redacted]"
 
@@ -174,16 +179,17 @@ class ConsoleFormatter(logging.Formatter):
 
 def set_up_logging(
     *,
-    log_format: Literal["auto", "json", "console"],
+    log_format: LogFormat,
     debug: bool = False,
     secrets: Iterable[str] = (),
     stream: TextIO | None = None,
 ) -> None:
-    """Send all log lines of the process to one stream. Does nothing where logging is set up already.
+    """Send all log lines of the process to one stream; does nothing where that is set up already.
 
     Args:
         log_format: `auto` is `console` on a terminal and `json` elsewhere.
-        debug: DEBUG and above, else INFO and above.
+        debug: DEBUG and above of our own modules, else INFO and above. Packages of other makers
+            stay at INFO: some write down whole requests or commands at DEBUG.
         secrets: texts to be taken out wherever they appear.
         stream: stderr by default.
     """
@@ -196,9 +202,8 @@ def set_up_logging(
         JsonFormatter(redact) if log_format == "json" else ConsoleFormatter(redact)
     )
     handler.addFilter(Sampler())
-    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])
-    # Its debug lines would tell of every selector's wake-up.
-    logging.getLogger("asyncio").setLevel(logging.INFO)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger(OUR_LOGGERS).setLevel(logging.DEBUG if debug else logging.NOTSET)
     # One line a request tells an operator nothing that the proxy in front does not.
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
 

@@ -25,7 +25,6 @@ from prometheus_client.core import (
 )
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from falcon_fast._version import __version__
 from falcon_fast.codes import CloseReason
@@ -203,7 +202,7 @@ def _histogram(
     buckets: list[tuple[str, float]] = []
     below = 0
     for bound, count in zip(
-        [*(floatToGoString(bound) for bound in bounds), "+Inf"], counts, strict=True
+        [*(repr(float(bound)) for bound in bounds), "+Inf"], counts, strict=True
     ):
         below += count
         buckets.append((bound, below))

@@ -165,8 +165,12 @@ class HeadReader(asyncio.BufferedProtocol):
             # Before the descriptors run out and nobody could even be refused.
             self._transport.abort()
             return
-        # One deadline for the whole head, however slowly it drips in.
-        self._deadline = self._loop.call_later(self._door.handshake_timeout, self._transport.abort)
+        # One deadline for the whole head, however slowly it drips in. Over TLS, half of the time
+        # was given to the TLS handshake.
+        timeout = self._door.handshake_timeout
+        if self._transport.get_extra_info("ssl_object") is not None:
+            timeout /= 2
+        self._deadline = self._loop.call_later(timeout, self._transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the transport; also called after it was handed over."""
@@ -378,7 +382,7 @@ async def listen(
         backlog=BACKLOG,
         reuse_port=reuse_port or None,
         # Without this a TLS client could take a minute over its handshake.
-        ssl_handshake_timeout=door.handshake_timeout if tls else None,
+        ssl_handshake_timeout=door.handshake_timeout / 2 if tls else None,
     )
 
 

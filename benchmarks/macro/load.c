@@ -16,6 +16,9 @@
  *   expect frames=N [timeout=T]      answer once N messages have come since the last reset
  *   echo size=S window=W seconds=T [text=1]   closed loop: every connection keeps W messages of
  *                    S bytes on the way for T seconds, then all outstanding ones are awaited
+ *   publish rate=R seconds=T receivers=N text=TEMPLATE   open loop: the first connection sends
+ *                    the template (the rest of the line) R times a second for T seconds, with
+ *                    "{stamp}" replaced by the moment it was due; N connections are to get each
  *   stats            the counters now
  *   close [hard=1 timeout=T]         Close handshake on every connection (hard: reset instead)
  *   quit
@@ -25,6 +28,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
@@ -45,6 +49,14 @@
 /* Close codes counted one by one; RFC 6455 section 7.4.2 allows 1000 to 4999. */
 #define CLOSE_CODES 5000
 #define CONTROL_MAX 125
+/* A stamp is this mark and the digits of a time; the rest of a message must not have the mark. */
+#define STAMP_MARK '@'
+#define STAMP_DIGITS 16
+#define STAMP_HOLE "{stamp}"
+/* Latencies are counted as HdrHistogram does: this many buckets for each power of two, so a value
+ * is known to 1.6 %. */
+#define BUCKET_BITS 6
+#define LATENCY_BUCKETS (64 << BUCKET_BITS)
 
 #define OP_CONTINUATION 0x0
 #define OP_TEXT 0x1
@@ -67,6 +79,8 @@ struct connection {
     uint32_t owed;    /* echo messages to send once the read is parsed */
     char *answer;     /* answer to the upgrade request, only while it is incomplete */
     size_t answer_have;
+    uint64_t stamp;       /* as far as its digits have come */
+    uint8_t stamp_digits; /* 0: looking for the mark; 1: it was found; n + 1: with n digits */
 };
 
 static struct {
@@ -78,7 +92,7 @@ static struct {
 } seen;
 
 static struct {
-    enum { IDLE, CONNECT, EXPECT, ECHO, CLOSE } what;
+    enum { IDLE, CONNECT, EXPECT, ECHO, PUBLISH, CLOSE } what;
     uint64_t start, deadline;
     /* connect */
     uint32_t wanted, started, finished, failed, inflight, inflight_max, sources;
@@ -91,7 +105,13 @@ static struct {
     bool sending;
     uint64_t stop, sent, received, outstanding, wrong;
     size_t size, frame_bytes;
+    /* publish; shares rate, stop, sent and received */
+    uint32_t speaker;
+    uint64_t total, receivers, slowest_ns;
+    char text[LINE_MAX_BYTES];
 } job;
+
+static uint64_t latencies[LATENCY_BUCKETS];
 
 static int epoll;
 static struct connection *connections;
@@ -217,6 +237,39 @@ static bool end_frame(struct connection *c) {
     return true;
 }
 
+static void count_latency(uint64_t due) {
+    uint64_t ns = batch_ns > due ? batch_ns - due : 0;
+    unsigned power = ns >> BUCKET_BITS ? 63 - (unsigned)__builtin_clzll(ns) : BUCKET_BITS;
+    uint64_t step = ns >> (power - BUCKET_BITS);
+    latencies[((power - BUCKET_BITS) << BUCKET_BITS) + step]++;
+    if (ns > job.slowest_ns)
+        job.slowest_ns = ns;
+    job.received++;
+}
+
+/* Look for stamps in a piece of a message, which may begin or end in one. */
+static void read_stamps(struct connection *c, const unsigned char *data, size_t size) {
+    const unsigned char *end = data + size;
+    while (data < end) {
+        if (c->stamp_digits == 0) {
+            data = memchr(data, STAMP_MARK, (size_t)(end - data));
+            if (data == NULL)
+                return;
+            data++;
+            c->stamp = 0;
+            c->stamp_digits = 1;
+            continue;
+        }
+        unsigned digit = *data <= '9' ? *data - 48u : *data - 87u;
+        data++;
+        c->stamp = c->stamp << 4 | (digit & 15);
+        if (++c->stamp_digits > STAMP_DIGITS) {
+            c->stamp_digits = 0;
+            count_latency(c->stamp);
+        }
+    }
+}
+
 /* Take the bytes the server sent. False once the connection is gone. */
 static bool feed(struct connection *c, const unsigned char *data, size_t size) {
     while (size > 0) {
@@ -246,6 +299,8 @@ static bool feed(struct connection *c, const unsigned char *data, size_t size) {
         if ((c->header[0] & 0x0f) >= OP_CLOSE) {
             memcpy(c->control + c->control_have, data, take);
             c->control_have += (uint8_t)take;
+        } else if (job.what == PUBLISH) {
+            read_stamps(c, data, take);
         }
         data += take;
         size -= take;
@@ -453,6 +508,77 @@ static void begin_echo(const char *line) {
         }
 }
 
+static void begin_publish(const char *line) {
+    const char *text = strstr(line, " text=");
+    uint32_t speaker = 0;
+    while (speaker < slots && connections[speaker].state != OPEN)
+        speaker++;
+    if (text == NULL || strstr(text, STAMP_HOLE) == NULL || speaker == slots) {
+        refuse("publish: no text with a place for the stamp, or nobody to send it");
+        return;
+    }
+    snprintf(job.text, sizeof job.text, "%s", text + 6);
+    job.speaker = speaker;
+    job.rate = arg_number(line, "rate", 1);
+    job.receivers = (uint64_t)arg_number(line, "receivers", 1);
+    job.total = (uint64_t)(job.rate * arg_number(line, "seconds", 1));
+    job.sent = job.received = job.slowest_ns = 0;
+    memset(latencies, 0, sizeof latencies);
+    for (uint32_t i = 0; i < slots; i++)
+        connections[i].stamp_digits = 0;
+    begin(PUBLISH, line, 0);
+    /* Whatever has not come ten seconds after the last was due counts as lost. */
+    job.deadline = job.start + (uint64_t)((double)job.total / job.rate * 1e9) + 10000000000u;
+}
+
+/* Send what is due. The stamp is the moment a message was due, not that of its sending: a sender
+ * that is held up does not make the wait look shorter. */
+static bool send_due(uint64_t now) {
+    struct connection *c = &connections[job.speaker];
+    char *hole = strstr(job.text, STAMP_HOLE);
+    while (job.sent < job.total) {
+        uint64_t due = job.start + (uint64_t)((double)job.sent / job.rate * 1e9);
+        if (due > now)
+            return true;
+        unsigned char message[LINE_MAX_BYTES + STAMP_DIGITS], frame[sizeof message + 8];
+        int size = snprintf((char *)message, sizeof message, "%.*s%c%016llx%s",
+                            (int)(hole - job.text), job.text, STAMP_MARK, (unsigned long long)due,
+                            hole + strlen(STAMP_HOLE));
+        if (c->state != OPEN ||
+            !send_all(c, frame, build_frame(frame, OP_TEXT, message, (size_t)size)))
+            return false;
+        job.sent++;
+    }
+    return true;
+}
+
+/* Sleep until something comes or the next message is due, finer than the milliseconds that
+ * epoll_wait knows. */
+static void wait_until_due(void) {
+    uint64_t now = now_ns(), next = now + 20000000u;
+    if (job.sent < job.total)
+        next = job.start + (uint64_t)((double)job.sent / job.rate * 1e9);
+    uint64_t left = next > now ? next - now : 0;
+    struct timespec rest = {.tv_sec = (time_t)(left / 1000000000u),
+                            .tv_nsec = (long)(left % 1000000000u)};
+    struct pollfd input = {.fd = epoll, .events = POLLIN};
+    ppoll(&input, 1, &rest, NULL);
+}
+
+static void print_latencies(uint64_t now) {
+    printf("{\"event\":\"published\",\"sent\":%llu,\"received\":%llu,\"slowest_ns\":%llu,"
+           "\"wall_ns\":%llu,\"bits\":%d,\"buckets\":[",
+           (unsigned long long)job.sent, (unsigned long long)job.received,
+           (unsigned long long)job.slowest_ns, (unsigned long long)(now - job.start), BUCKET_BITS);
+    const char *comma = "";
+    for (int i = 0; i < LATENCY_BUCKETS; i++)
+        if (latencies[i]) {
+            printf("%s[%d,%llu]", comma, i, (unsigned long long)latencies[i]);
+            comma = ",";
+        }
+    printf("]}\n");
+}
+
 static void begin_close(const char *line) {
     bool hard = arg_number(line, "hard", 0) != 0;
     static const unsigned char normal[2] = {1000 >> 8, 1000 & 0xff};
@@ -486,6 +612,8 @@ static void on_command(const char *line) {
         begin(EXPECT, line, 60);
     } else if (is_verb(line, "echo")) {
         begin_echo(line);
+    } else if (is_verb(line, "publish")) {
+        begin_publish(line);
     } else if (is_verb(line, "stats")) {
         print_counters("stats");
     } else if (is_verb(line, "close")) {
@@ -535,6 +663,15 @@ static void work(void) {
                "\"wall_ns\":%llu}\n",
                (unsigned long long)job.received, (unsigned long long)job.outstanding,
                (unsigned long long)job.wrong, (unsigned long long)(now - job.start));
+        break;
+    case PUBLISH:
+        if (!send_due(now)) {
+            refuse("publish: the speaker cannot send");
+            break;
+        }
+        if ((job.sent < job.total || job.received < job.total * job.receivers) && !late)
+            return;
+        print_latencies(now);
         break;
     case CLOSE: {
         uint32_t left = open_count;
@@ -600,6 +737,10 @@ int main(int argc, char **argv) {
         struct epoll_event events[MAX_EVENTS];
         /* Some jobs are paced, some only have a deadline, and without one only input matters. */
         int wait = job.what == IDLE ? -1 : job.what == CONNECT || job.what == ECHO ? 1 : 20;
+        if (job.what == PUBLISH) {
+            wait_until_due();
+            wait = 0;
+        }
         int n = epoll_wait(epoll, events, MAX_EVENTS, wait);
         batch_ns = now_ns();
         for (int i = 0; i < n; i++) {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,50 @@ class Echoed:
     missing: int
     wrong: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """How long deliveries took, counted in buckets, each 1.6 % wide.
+
+    Attributes:
+        counts: deliveries by the upper edge of their bucket, in nanoseconds.
+        slowest: the longest one, in nanoseconds.
+        wanted: deliveries that should have come.
+    """
+
+    counts: Mapping[int, int]
+    slowest: int
+    wanted: int
+
+    @property
+    def total(self) -> int:
+        """Deliveries that came."""
+        return sum(self.counts.values())
+
+    def quantile(self, share: float) -> float:
+        """Return the time within which this share of the deliveries came, in milliseconds."""
+        left = share * self.total
+        for edge, count in sorted(self.counts.items()):
+            left -= count
+            if left <= 0:
+                return edge * 1e-6
+        return self.slowest * 1e-6
+
+    def __add__(self, other: Latencies) -> Latencies:
+        """Put two windows together: percentiles must not be averaged."""
+        counts = Counter(self.counts)
+        counts.update(other.counts)
+        return Latencies(counts, max(self.slowest, other.slowest), self.wanted + other.wanted)
+
+
+def upper_edge(bucket: int, bits: int) -> int:
+    """Return where a bucket of the generator ends, in nanoseconds (see count_latency in load.c)."""
+    power, step = divmod(bucket, 1 << bits)
+    if power == 0:
+        return step + 1
+    # A power's buckets begin with its own step of 2**bits; the first two powers share a width.
+    return ((1 << bits) + step + 1) << (power - 1)
 
 
 def _int(answer: dict[str, Json], key: str) -> int:
@@ -192,6 +237,31 @@ class Load(Child):
             wrong=_int(answer, "wrong"),
             seconds=_int(answer, "wall_ns") * 1e-9,
         )
+
+    def publish(
+        self, text: str, *, rate: float, seconds: float, receivers: int
+    ) -> Callable[[], Latencies]:
+        """Have the first connection send messages on a fixed schedule.
+
+        Args:
+            text: the message; "{stamp}" in it becomes the moment it was due.
+            rate: messages a second, sent when they are due, not when others have come.
+            seconds: how long.
+            receivers: connections that get each of them.
+
+        Returns:
+            What waits for the outcome.
+        """
+        self.tell(f"publish rate={rate} seconds={seconds} receivers={receivers} text={text}")
+        return lambda: self._published(round(rate * seconds) * receivers, seconds)
+
+    def _published(self, wanted: int, seconds: float) -> Latencies:
+        answer = self.answer(timeout=seconds + 30)
+        buckets, bits = answer.get("buckets"), _int(answer, "bits")
+        if not isinstance(buckets, list):
+            raise BenchmarkError("the generator's answer has no buckets")
+        counts = {upper_edge(bucket, bits): count for bucket, count in buckets}
+        return Latencies(counts, _int(answer, "slowest_ns"), wanted)
 
     def disconnect(self, *, hard: bool = False) -> None:
         """End all connections, with the Close handshake unless `hard`."""

@@ -10,7 +10,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from falcon_fast import envelope
 
 ROOM = "group:" + "0" * 24
-MESSAGES = {
+MESSAGES: dict[str, dict[str, object]] = {
     "heartbeat": {"type": "heartbeat"},
     "ping": {"type": "system", "id": "17", "data": {"action": "ping"}},
     "chat": {"type": "message", "id": "17", "room": ROOM, "data": {"text": "x" * 80}},

@@ -425,7 +425,7 @@ def test_a_close_reaches_a_peer_that_was_still_sending(rig: Rig) -> None:
         serve(rig)
     while not idle(rig):
         rig.core.ready()
-    rig.wait(0.5)
+    rig.wait(0.25)
     assert wire.frames() == [said(CloseReason.PROTOCOL_ERROR)]
     assert wire.ended
     wire.client.sendall(b"and more")

@@ -109,15 +109,15 @@ def test_w06_a_cursor_belongs_to_its_listing(server: ServerProcess, admin: Admin
     eventually(lambda: server.connections() == 0, "everybody is gone")
 
 
-def test_w06_a_page_of_a_thousand_is_quick(server: ServerProcess, admin: Admin) -> None:
-    clients = [server.connect("pager", 1) for _ in range(900)]
+def test_w06_a_large_page_is_quick(server: ServerProcess, admin: Admin) -> None:
+    clients = [server.connect(f"pager-{number}", number) for number in range(300)]
     admin.get("/websocket/connections?limit=1000")
     began = time.perf_counter()
     document = admin.get("/websocket/connections?limit=1000").json
     took = time.perf_counter() - began
-    assert len(document["connections"]) == 900
+    assert len(document["connections"]) == 300
     # The loop stands still for less than that: this is the whole way there and back.
-    assert took < 0.5
+    assert took < 0.3
     for client in clients:
         client.close()
     eventually(lambda: server.connections() == 0, "everybody is gone")

@@ -15,7 +15,7 @@ from ..support.server import ServerProcess, eventually, serving
 pytestmark = pytest.mark.integration
 
 MANY = 300
-SO_MANY_THAT_IT_TAKES_TIME = 800
+SO_MANY_THAT_IT_TAKES_TIME = 500
 """A drain closes at most 100 connections in a tenth of a second."""
 
 SETTINGS = {"FALCON_DRAIN_TIMEOUT": "30"}

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import pytest
 
-from ..support.client import Client
+from ..support.frames import text
 from ..support.server import SECRET, ServerProcess, serving
 
 pytestmark = pytest.mark.integration
@@ -84,8 +84,8 @@ def live(server: ServerProcess) -> tuple[list[str], list[str]]:
     client.say(type="auth", id="2", data={"token": good, "more": PAYLOAD})
     client.say(type="message", room="user:ann", data={"text": PAYLOAD})
     for _ in range(10):
-        client.say_text(f'{{"broken": "{PAYLOAD} {good}"')
-    client.hear_close()
+        client.wire.send(text(f'{{"broken": "{PAYLOAD} {good}"'))
+    assert client.closing()[0] == 1008
     for path in ("/websocket/status", "/metrics", "/openapi.json", "/websocket/connections", "/x"):
         answers += [admin(server, path), admin(server, path, forged), admin(server, path, good)]
     answers.append(str(server.get("/websocket/status")))
@@ -134,10 +134,10 @@ def test_l02_a_failure_while_a_token_is_handled_tells_nothing(tmp_path: Path) ->
     # A program that is ours but for one defect, in the very place that has the token in its hands.
     program = tmp_path / "broken.py"
     program.write_text(
-        "import sys\n"
+        "import os, sys\n"
         "from falcon_fast import auth, cli\n"
         "def verify(self, token):\n"
-        "    raise RuntimeError(f'cannot handle {token!r} with {self.__dict__}')\n"
+        "    raise RuntimeError('no way: ' + repr([token, os.environ['JWT_SECRET']]))\n"
         "auth.TokenVerifier.verify = verify\n"
         "sys.exit(cli.main(['serve']))\n"
     )
@@ -146,9 +146,7 @@ def test_l02_a_failure_while_a_token_is_handled_tells_nothing(tmp_path: Path) ->
         answer = server.ask(upgrade(server, f"Authorization: Bearer {token}"))
         assert answer.status == 500
         log = server.log()
-        assert "cannot handle" in log
-        assert "[redacted]" in log
+        assert log.count("RuntimeError: no way: ['[redacted]', '[redacted]']") == 1
         for secret in (SECRET, *token.split(".")[1:]):
             assert secret not in log
             assert secret not in str(answer)
-    assert isinstance(Client, type)

@@ -26,7 +26,7 @@ OwnerT = TypeVar("OwnerT")
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 
-LINGER_MS: Final = 750
+LINGER_MS: Final = 450
 """How long the peer of a closed connection may take to end its side."""
 STALL_MS: Final = 2_000
 """A gap between ticks after which nobody is called silent for GRACE_MS."""
@@ -329,6 +329,9 @@ class Twin(Generic[OwnerT]):
 
     def _say_last(self, conn: Connection[OwnerT], payload: bytes) -> None:
         self._send_noted(conn)
+        if conn.doomed is CloseReason.SLOW_CONSUMER:
+            # It is told why, at the cost of the backlog that it could not take anyway.
+            conn.queue.clear()
         conn.state = State.CLOSING
         conn.doomed = None
         self._deliver(conn, [build(CLOSE, payload)])

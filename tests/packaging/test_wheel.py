@@ -76,6 +76,16 @@ def test_wheel_holds_the_types(wheel: list[str]) -> None:
     assert "falcon_fast/_core.pyi" in typed
 
 
+def test_wheel_holds_what_the_pages_of_the_admin_listener_are_made_of(wheel: list[str]) -> None:
+    static = [
+        f"falcon_fast/{path.relative_to(ROOT).as_posix()}"
+        for path in (ROOT / "admin" / "static").rglob("*")
+        if path.is_file()
+    ]
+    assert [name for name in wheel if "/static/" in name] == sorted(static)
+    assert "falcon_fast/admin/static/swagger-ui/LICENSE" in static
+
+
 def test_wheel_holds_one_native_core_and_no_sources_of_it(wheel: list[str]) -> None:
     native = [name for name in wheel if name.endswith((".so", ".pyd"))]
     assert [name.split(".")[0] for name in native] == ["falcon_fast/_core"]

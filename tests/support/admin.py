@@ -114,11 +114,27 @@ class Admin:
         with socket.create_connection(("127.0.0.1", self.server.admin_port), DEADLINE) as plain:
             yield plain
 
-    def raw(self, request: bytes) -> Reply:
-        """Send octets, and return the first answer to them."""
+    def raw(self, request: bytes, *, is_last: bool = False) -> Reply:
+        """Send octets, and return the first answer to them.
+
+        Args:
+            request: what is sent.
+            is_last: nothing but the end of the connection may follow the answer.
+        """
         with self.wire() as plain:
             plain.sendall(request)
+            if is_last:
+                return last(b"".join(iter(lambda: plain.recv(65_536), b"")))
             answer = http.client.HTTPResponse(plain)
             answer.begin()
             found = {name.lower(): value for name, value in answer.getheaders()}
             return Reply(answer.status, found, answer.read())
+
+
+def last(octets: bytes) -> Reply:
+    """Read the only answer of a connection, after which nothing may have come."""
+    head, _, body = octets.partition(b"\r\n\r\n")
+    first, *lines = head.decode("ascii").split("\r\n")
+    found = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    assert len(body) == int(found["content-length"]), octets
+    return Reply(int(first.split(" ")[1]), found, body)

@@ -47,13 +47,14 @@ class Canary:
         interval: seconds between two messages.
     """
 
-    def __init__(self, server: ServerProcess, *, interval: float = 0.03) -> None:
+    def __init__(self, server: ServerProcess, *, interval: float = 0.05) -> None:
         self.server = server
         self.rounds = 0
         self.slowest = 0.0
         self._interval = interval
         self._failure: BaseException | None = None
-        self._stopped = threading.Event()
+        self._hurry = threading.Event()
+        self._stopped = False
         self._pid = server.process.pid
         self._clients = [server.connect(USER, CHARACTER, source=SOURCE) for _ in range(2)]
         for client in self._clients:
@@ -72,7 +73,9 @@ class Canary:
                     self._expect(listener, number)
                 self.slowest = max(self.slowest, time.monotonic() - began)
                 self.rounds += 1
-                if self._stopped.wait(self._interval):
+                self._hurry.wait(self._interval)
+                self._hurry.clear()
+                if self._stopped:
                     return
         except BaseException as error:
             self._failure = error
@@ -87,7 +90,8 @@ class Canary:
 
     def __exit__(self, *_: object) -> None:
         """Hang up."""
-        self._stopped.set()
+        self._stopped = True
+        self._hurry.set()
         self._thread.join(DEADLINE)
         for client in self._clients:
             client.close()
@@ -135,9 +139,12 @@ class Canary:
     def _check_song(self) -> None:
         """A message that was begun after the attack has arrived, and all before it, in order."""
         wanted = self.rounds + 2
-        eventually(
-            lambda: self._failure is not None or self.rounds >= wanted, "the canary still sings"
-        )
+
+        def is_over() -> bool:
+            self._hurry.set()
+            return self._failure is not None or self.rounds >= wanted
+
+        eventually(is_over, "the canary still sings")
         if self._failure is not None:
             raise AssertionError("the canary is dead") from self._failure
         assert self.slowest <= SLOWEST, f"a message of the canary took {self.slowest:.2f} s"

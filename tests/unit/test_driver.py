@@ -50,6 +50,24 @@ async def test_four_ticks_a_second_until_stopped() -> None:
     assert core.calls.count("shutdown") == 1
 
 
+async def test_a_loop_that_was_held_up_is_seen_in_the_lag() -> None:
+    core = FakeCore()
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, FakeTimeLoop)
+    driven = driver(core)
+    driven.start()
+    await asyncio.sleep(0.9)
+    assert driven.lag.counts[0] == 3
+    loop.clock.advance(0.18)  # the next tick is due in 0.1 s, and the loop does not get there
+    await turns(2)
+    driven.stop()
+    late = [
+        bound for bound, count in zip(driven.lag.bounds, driven.lag.counts, strict=False) if count
+    ]
+    assert late == [0.001, 0.1]
+    assert driven.lag.sum == pytest.approx(0.08)
+
+
 async def test_stopping_before_the_start_does_nothing() -> None:
     core = FakeCore()
     driver(core).stop()

@@ -28,8 +28,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("driver", "gateway", "upgrade"),
     ("metrics", "service"),
     (
-        *("admin", "admin.app", "admin.cursors", "admin.examples", "admin.openapi"),
-        *("admin.pages", "admin.problems", "admin.routes", "admin.schemas", "admin.security"),
+        *("admin", "admin.app", "admin.cursors", "admin.examples", "admin.listener"),
+        *(
+            "admin.openapi",
+            "admin.pages",
+            "admin.problems",
+            "admin.routes",
+            "admin.schemas",
+            "admin.security",
+        ),
     ),
     ("app", "checks", "demo"),
     ("", "__main__", "cli", "testing"),

@@ -22,6 +22,7 @@ from falcon_fast.logs import (
     MAX_VALUE,
     ConsoleFormatter,
     JsonFormatter,
+    LogFormat,
     Redactor,
     Sampler,
     set_up_logging,
@@ -84,7 +85,7 @@ def plain(line: str) -> str:
 def bare_root() -> Iterator[logging.Logger]:
     """Lend the root logger without the handlers of the test runner; it is then as it was."""
     root = logging.getLogger()
-    names = ("asyncio", "aiohttp.access")
+    names = ("falcon_fast", "aiohttp.access")
     before = root.handlers[:], root.level, [logging.getLogger(name).level for name in names]
     root.handlers[:] = []
     try:
@@ -183,7 +184,8 @@ def test_stacks_and_texts_made_elsewhere_are_kept() -> None:
     assert json.loads(JsonFormatter(plain).format(made))["exception"] == "Stack: here"
     made.exc_text = "Traceback: there"
     assert (
-        json.loads(JsonFormatter(plain).format(made))["exception"] == "Traceback: there\nStack: here"
+        json.loads(JsonFormatter(plain).format(made))["exception"]
+        == "Traceback: there\nStack: here"
     )
 
 
@@ -192,8 +194,8 @@ def test_stacks_and_texts_made_elsewhere_are_kept() -> None:
 
 @FORMATTERS
 def test_l01_secrets_are_taken_out_wherever_they_are(make: Make) -> None:
-    formatter = make(Redactor([SECRET, "p:ss\"w0rd\\"]))
-    made = failed(RuntimeError(f"the secret is {SECRET}, the password p:ss\"w0rd\\"))
+    formatter = make(Redactor([SECRET, 'p:ss"w0rd\\']))
+    made = failed(RuntimeError(f'the secret is {SECRET}, the password p:ss"w0rd\\'))
     made.msg = f"it is {SECRET}"
     vars(made).update(value=f"<{SECRET}>", token=TOKEN, cookie=f"falcon_auth_token={TOKEN}; a=b")
     line = formatter.format(made)
@@ -326,7 +328,7 @@ class Terminal(io.StringIO):
     ],
 )
 def test_the_form_follows_the_setting_and_the_terminal(
-    log_format: Any, stream: io.StringIO, is_json: bool
+    log_format: LogFormat, stream: io.StringIO, is_json: bool
 ) -> None:
     with bare_root():
         set_up_logging(log_format=log_format, stream=stream)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.macro.report import Outcome
 from benchmarks.macro.run import Run
-from benchmarks.macro.scenarios import density, echo, fanout, upgrades
+from benchmarks.macro.scenarios import admin, density, echo, fanout, upgrades
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,5 +26,6 @@ ALL = {
         Scenario("fanout", fanout.QUESTION, fanout.run),
         Scenario("echo", echo.QUESTION, echo.run),
         Scenario("upgrades", upgrades.QUESTION, upgrades.run),
+        Scenario("admin", admin.QUESTION, admin.run),
     )
 }

@@ -43,11 +43,16 @@ class Population:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A directory that is filled, with a token for each of its users."""
+    """A directory that is filled, with a token for each of its users.
+
+    Attributes:
+        rooms: those of the first kind of groups; the first users are in the first one.
+    """
 
     database: Path
     secret: str
     tokens: Sequence[str]
+    rooms: Sequence[str]
 
 
 @contextmanager
@@ -91,7 +96,7 @@ def prepared(population: Population) -> Iterator[Prepared]:
                         now=now,
                     )
                 )
-        yield Prepared(database, secret, tokens)
+        yield Prepared(database, secret, tokens, [f"group:{group}" for group in first])
 
 
 @contextmanager
@@ -142,12 +147,12 @@ def real_server(
     environment = {
         **{name: value for name, value in os.environ.items() if _neutral(name)},
         **UNLIMITED,
+        "FALCON_ADMIN_PORT": "0",
         **(settings or {}),
         "JWT_SECRET": ready.secret,
         "FALCON_SQLITE_PATH": str(ready.database),
         "FALCON_HOST": "127.0.0.1",
         "FALCON_PORT": str(port),
-        "FALCON_ADMIN_PORT": "0",
     }
     with hosted(
         "falcon_fast", "falcon_fast", ["serve"], port=port, cores=cores, environment=environment
