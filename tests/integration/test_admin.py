@@ -257,8 +257,12 @@ async def test_an_answer_that_has_begun_is_not_begun_again() -> None:
 
 
 async def test_a_site_needs_a_runner_that_was_set_up() -> None:
+    runner = web.AppRunner(web.Application())
     with pytest.raises(RuntimeError):
-        listener.Site(web.AppRunner(web.Application()), "127.0.0.1", 0)
+        listener.Site(runner, "127.0.0.1", 3001)
+    await runner.setup()
+    assert listener.Site(runner, "127.0.0.1", 3001).name == "http://127.0.0.1:3001"
+    await runner.cleanup()
 
 
 @pytest.mark.parametrize("path", ["", "websocket/status"])

@@ -523,7 +523,7 @@ async def test_what_the_loop_is_asked_to_listen_with(monkeypatch: pytest.MonkeyP
     door, tls = Door(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     assert await listen(door, host="", port=5) == "server"  # type: ignore[comparison-overlap]
     await listen(door, host="::1", port=0, tls=tls, reuse_port=True)
-    assert asked == [(None, 5, None, None), (4096, None), ("::1", 0, tls, 5.0), (4096, True)]
+    assert asked == [(None, 5, None, None), (4096, None), ("::1", 0, tls, 2.5), (4096, True)]
     assert all(isinstance(one, HeadReader) for one in made)
 
 
