@@ -13,8 +13,9 @@ So nobody but a super administrator can learn from an answer what exists.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from aiohttp import web
@@ -36,6 +37,15 @@ NO_DIRECTORY: Final = "The directory of users and groups does not answer; nothin
 
 LOOKUP_TIMEOUT: Final = 5.0
 """Seconds the directory has to say who is a super administrator."""
+
+REMEMBERED: Final = 1.0
+"""Seconds for which a yes of the directory holds: a change may take as long to be noticed anyway.
+
+Who pages through thousands of connections would else ask it for each page.
+"""
+
+MAX_REMEMBERED: Final = 100
+"""Administrators remembered at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +71,15 @@ class Gatekeeper:
         is_super_admin: tells whether a user id and a character id are a super administrator's;
             raises DirectoryUnavailable.
         cookie_name: the cookie that may carry the token; None if none may.
+        monotonic: seconds, for how long an answer of the directory holds.
     """
 
     verify: Callable[[str], Identity]
     is_banned: Callable[[str], bool]
     is_super_admin: Callable[[str, int], Awaitable[bool]]
     cookie_name: str | None
+    monotonic: Callable[[], float] = time.monotonic
+    _known: dict[tuple[str, int], float] = field(default_factory=dict, init=False, repr=False)
 
     def authenticate(self, request: web.Request) -> Caller:
         """Find out who asks.
@@ -112,13 +125,20 @@ class Gatekeeper:
         identity = caller.identity
         if self.is_banned(identity.user_id):
             raise Problem(403, BANNED)
+        key = identity.user_id, identity.character_id
+        if self.monotonic() < self._known.get(key, 0.0):
+            return
+        self._known.pop(key, None)
         try:
             async with asyncio.timeout(LOOKUP_TIMEOUT):
-                is_admin = await self.is_super_admin(identity.user_id, identity.character_id)
+                is_admin = await self.is_super_admin(*key)
         except (DirectoryUnavailable, TimeoutError):
             raise Problem(503, NO_DIRECTORY) from None
         if not is_admin:
             raise Problem(403, NOT_ADMIN)
+        if len(self._known) >= MAX_REMEMBERED:
+            self._known.clear()
+        self._known[key] = self.monotonic() + REMEMBERED
 
 
 def _unauthenticated(detail: str) -> Problem:

@@ -55,8 +55,8 @@ def rfc3339(unix: float) -> str:
     return f"{_to_the_second(seconds)}.{microseconds:06d}Z"
 
 
-# Several frames a millisecond share their second, and the calendar is the costly part. More than
-# one entry, because two clocks (ours and a message's) may be a second apart.
-@functools.lru_cache(maxsize=8)
+# Several frames a millisecond share their second, and the calendar is the costly part. Many
+# entries, because a listing shows when each of thousands of connections was made.
+@functools.lru_cache(maxsize=1024)
 def _to_the_second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))

@@ -7,6 +7,7 @@ result names nodes that did not answer in time, so that a count is never silentl
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -15,11 +16,11 @@ from falcon_fast import envelope
 from falcon_fast.bus import Target
 from falcon_fast.codes import CloseReason
 from falcon_fast.directory import Directory
-from falcon_fast.errors import NotFoundError
+from falcon_fast.errors import DirectoryUnavailable, NotFoundError
 from falcon_fast.gateway import Gateway
 from falcon_fast.identity import new_id
 from falcon_fast.rooms import RoomInfo, RoomType, user_room
-from falcon_fast.session import Session
+from falcon_fast.session import Session, State
 from falcon_fast.statistics import Statistics
 
 __all__ = [
@@ -37,6 +38,9 @@ __all__ = [
 DEFAULT_LIMIT: Final = 100
 MAX_LIMIT: Final = 1000
 """Entries of one page: a page is made in one go, and the loop must not stand still for it."""
+
+AT_A_TIME: Final = 16
+"""Entries made before the loop gets its turn."""
 
 _SLOTS: Final = 0xFFFF
 
@@ -138,17 +142,23 @@ class Service:
         core = self._gateway.core
         if user_id is None and character_id is None and room_id is None:
             sessions, following = core.owners_from(start, limit)
-            return self._connection_page(sessions, core.count, following)
+            return await self._connection_page(sessions, core.count, following)
         found = self._matching(user_id, character_id, room_id)
         rest = [session for session in found if session.conn & _SLOTS >= start]
         following = rest[limit].conn & _SLOTS if len(rest) > limit else -1
-        return self._connection_page(rest[:limit], len(found), following)
+        return await self._connection_page(rest[:limit], len(found), following)
 
-    def _connection_page(
+    async def _connection_page(
         self, sessions: list[Session], total: int, following: int
     ) -> Page[ConnectionInfo]:
-        items = tuple(self._describe(session) for session in sessions)
-        return Page(items, total, following if following >= 0 else None)
+        items = []
+        for number, session in enumerate(sessions, 1):
+            if session.state is not State.CLOSED:
+                items.append(self._describe(session))
+            if number % AT_A_TIME == 0:
+                # Clients' messages go first; who is closed meanwhile is left out.
+                await asyncio.sleep(0)
+        return Page(tuple(items), total, following if following >= 0 else None)
 
     def _matching(
         self, user_id: str | None, character_id: int | None, room_id: str | None
@@ -336,9 +346,16 @@ class Service:
             joined: added, or removed.
 
         Raises:
-            DirectoryUnavailable: a new member could not be confirmed; it will be, later.
+            DirectoryUnavailable: the directory could not confirm it. Who was removed is out of
+                the room; who was added is put in when the directory answers again.
         """
-        user_id = await self._directory.user_of(character_id)
+        try:
+            user_id = await self._directory.user_of(character_id)
+        except DirectoryUnavailable:
+            if joined:
+                raise
+            # Who is connected with a token of the character is taken out all the same.
+            user_id = None
         await self._gateway.membership_changed(
             user_id, character_id, group_id, group_name, joined=joined
         )

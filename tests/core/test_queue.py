@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import bisect
 from dataclasses import dataclass
 
 import pytest
 
-from falcon_fast._core import Core, Verdict
+from falcon_fast._core import Verdict
 from falcon_fast.codes import CloseReason
 
-from ..support.core import CLOSE_TABLE, Closed, CoreFactory, Event, Message, Peer, Rig, closed, said
+from ..support.core import Closed, CoreFactory, Event, Message, Peer, Rig, closed, said
 from ..support.frames import BINARY, ServerFrame, says, text
 from ..support.transport import FakeTransport
 from .conftest import NATIVE
@@ -187,36 +186,6 @@ def test_totals_of_what_waits(rig: Rig) -> None:
     assert rig.core.queue_totals() == (12, 1)
     peers[0].link.connection_lost(None)
     assert rig.core.queue_totals() == (0, 0)
-
-
-def test_histograms_of_the_ticks() -> None:
-    core: Core[str] = Core(
-        on_message=lambda owner, payload, text: None,
-        on_close=lambda owner, reason, code: None,
-        on_refused=lambda owner, payload, number: None,
-        on_expire=lambda owner: None,
-        on_error=lambda error: None,
-        schedule=lambda flush: None,
-        close_table=CLOSE_TABLE,
-        epoll=False,
-    )
-    core.adopt_transport(FakeTransport(), "a")
-    for number in (1, 3, 0, 64, 65, 40_000):
-        for _ in range(number):
-            core.broadcast(b"x")
-        core.flush()
-    messages, microseconds = core.histograms()
-    bounds, counts, total = messages
-    assert list(bounds) == sorted(bounds)
-    assert len(counts) == len(bounds) + 1
-    assert total == 1 + 3 + 64 + 65 + 40_000
-    expected = [0] * len(counts)
-    for number in (1, 3, 64, 65, 40_000):
-        expected[bisect.bisect_left(bounds, number)] += 1
-    assert list(counts) == expected
-    assert sum(microseconds[1]) == 5
-    assert len(microseconds[1]) == len(microseconds[0]) + 1
-    assert microseconds[2] > 0
 
 
 def test_r02_a_full_mebibyte_is_still_allowed(make: CoreFactory) -> None:

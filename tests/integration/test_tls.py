@@ -225,8 +225,8 @@ def test_t01_silence_ends_at_the_deadline(server: ServerProcess) -> None:
     try:
         assert silent.read_to_end() == b""
         assert behind_tls.read_to_end() == b""
-        # A TLS handshake has its own deadline; what follows has another.
-        assert TIMEOUT - 0.3 <= time.monotonic() - began <= 2 * TIMEOUT + LATE
+        # The TLS handshake may take half of the time, what follows the other half.
+        assert TIMEOUT / 2 - 0.3 <= time.monotonic() - began <= TIMEOUT + LATE
     finally:
         silent.close()
 

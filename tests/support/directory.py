@@ -92,6 +92,8 @@ class FakeDirectory:
         return found
 
     async def user_of(self, character_id: int) -> str | None:
+        if self.error is not None:
+            raise self.error
         for user_id, characters in self.tracked.items():
             if character_id in characters:
                 return user_id

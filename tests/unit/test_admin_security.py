@@ -11,9 +11,11 @@ from multidict import CIMultiDict
 
 from falcon_fast.admin import security
 from falcon_fast.admin.problems import Problem
-from falcon_fast.admin.security import Caller, Gatekeeper
+from falcon_fast.admin.security import NOT_ADMIN, Caller, Gatekeeper
 from falcon_fast.errors import AuthError, DirectoryUnavailable
 from falcon_fast.identity import Identity
+
+from ..support.clock import FakeClock
 
 COOKIE = "falcon_auth_token"
 HOST = ("Host", "admin.example.com:3001")
@@ -240,3 +242,41 @@ async def test_w02_writes_with_the_cookie_that_nobody_vouches_for(
     headers: list[tuple[str, str]],
 ) -> None:
     assert (await outcome("boss", *headers, by_cookie=True, writes=True) or (0,))[0] == 403
+
+
+class _Directory:
+    """Says yes to one user, and counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.admin = True
+        self.asked = 0
+
+    async def is_super_admin(self, user_id: str, character_id: int) -> bool:
+        self.asked += 1
+        return self.admin
+
+
+async def test_a_yes_of_the_directory_holds_for_a_second_and_a_no_for_nothing() -> None:
+    directory, clock = _Directory(), FakeClock()
+    gatekeeper = Gatekeeper(
+        verify=verify,
+        is_banned=lambda _: False,
+        is_super_admin=directory.is_super_admin,
+        cookie_name=None,
+        monotonic=clock.monotonic,
+    )
+    caller = Caller(Identity("admin", 1, "Admin", "", 0), by_cookie=False)
+    request = make_mocked_request("GET", "/")  # no cookie, no write: nothing else to look at
+    for _ in range(3):
+        await gatekeeper.authorise(request, caller, writes=False)
+    assert directory.asked == 1
+    directory.admin = False
+    clock.advance(1.0)
+    for asked in (2, 3):
+        with pytest.raises(Problem) as refused:
+            await gatekeeper.authorise(request, caller, writes=False)
+        assert (refused.value.status, refused.value.detail) == (403, NOT_ADMIN)
+        assert directory.asked == asked
+    directory.admin = True
+    await gatekeeper.authorise(request, caller, writes=False)
+    assert directory.asked == 4
