@@ -195,7 +195,15 @@ def banner(
             f"{setting}{command} member add {demo.fleet.id} {demo.bob.character_id}",
             "",
         ]
+    number = 4 if sqlite_path == MEMORY else 5
     lines += [
+        f"{number}. Be the operator. See who is connected, and speak to the group:",
+        "",
+        *_operator(admin_url, admin, room),
+        "",
+        f"   All the operator can do, to read and to try: {admin_url}docs "
+        f"(its metrics: {admin_url}metrics)",
+        "",
         f"The tokens, valid for {TOKEN_TTL // 3600} hours:",
         "",
         f"{demo.alice.character_name}: {alice}",
@@ -206,6 +214,16 @@ def banner(
         "",
     ]
     return "\n".join(lines)
+
+
+def _operator(admin_url: str, token: str, room: str) -> list[str]:
+    header = f'-H "Authorization: Bearer {token}"'
+    body = '{"type": "notification", "data": {"title": "Hello from the operator"}}'
+    return [
+        f"curl {header} {admin_url}websocket/connections",
+        f"curl {header} -H \"Content-Type: application/json\" -d '{body}' "
+        f"{admin_url}websocket/rooms/{room}/message",
+    ]
 
 
 def _message(room: str, text: str) -> str:
