@@ -1584,9 +1584,10 @@ cdef class Core:
             if <uint32_t>sent < left:
                 node.offset += <uint32_t>sent
                 conn.queue_bytes -= <uint32_t>sent
-                left = frames_after(node.block, node.offset)
-                conn.queue_messages -= node.messages - left
-                node.messages = left
+                if node.messages > 1:   # one may be the rest of a cut frame: nothing to walk along
+                    left = frames_after(node.block, node.offset)
+                    conn.queue_messages -= node.messages - left
+                    node.messages = left
                 break
             queue_pop(conn)
         if conn.queue_head == NULL:
@@ -2071,7 +2072,8 @@ cdef class Core:
                 if backlog < conn.transport_backlog:
                     conn.progress_at = now
                 conn.transport_backlog = backlog
-            if now - conn.progress_at >= self.write_timeout:
+            # After a stall of ours the kernel may have room that nobody has looked at yet.
+            if now - conn.progress_at >= self.write_timeout and self.now_ms >= self.grace_until:
                 return self._close_slow(slot)
         if self.ping_interval and <int32_t>(now - conn.next_ping) >= 0:
             conn.next_ping += self.ping_interval
@@ -2096,7 +2098,10 @@ cdef class Core:
                     at = <int64_t>self.grace_until - <int64_t>self.now_ms
                 wait = min(wait, at)
             if conn.queue_head != NULL:
-                wait = min(wait, <int32_t>(conn.progress_at + self.write_timeout - now))
+                at = <int32_t>(conn.progress_at + self.write_timeout - now)
+                if at <= 0:
+                    at = <int64_t>self.grace_until - <int64_t>self.now_ms
+                wait = min(wait, at)
             if conn.expires:
                 wait = min(wait, <int64_t>conn.expires * TICK_MS - <int64_t>self.now_ms)
         self._wheel_remove(slot)

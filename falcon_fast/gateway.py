@@ -463,14 +463,17 @@ class Gateway:
             for session in self.core.owners()
             if session.identity.character_id == character_id
         )
-        for user in users:
-            if user_room(user) not in self.rooms:
-                continue
-            if not joined:
-                room = group_room(group_id)
+        users = {user for user in users if user_room(user) in self.rooms}
+        if not joined:
+            # All of them, before anything that can fail; nor may who left by itself come back.
+            room = group_room(group_id)
+            for user in users:
                 mine = self.rooms.members(user_room(user))
+                for session in mine:
+                    session.forget_left(room)
                 if [session for session in mine if self.rooms.leave(session, room)]:
                     self._tell_membership(user, {room: name}, joined=False)
+        for user in users:
             groups = await self._directory.groups_of(user, character_id)
             self._on_change(user, groups)
 

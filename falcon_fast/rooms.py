@@ -224,7 +224,12 @@ class Rooms(Generic[MemberT]):
         return 0 if number is None else self._core.member_count(number)
 
     def page(
-        self, start: int, limit: int, *, kind: RoomType | None = None
+        self,
+        start: int,
+        limit: int,
+        *,
+        kind: RoomType | None = None,
+        member: MemberT | None = None,
     ) -> tuple[list[RoomInfo], int]:
         """Describe some rooms, and say where to go on: for paging.
 
@@ -235,12 +240,17 @@ class Rooms(Generic[MemberT]):
             start: 0 for the first page, else what the page before returned.
             limit: how many at most.
             kind: only rooms of this type.
+            member: only rooms that this connection is in.
 
         Returns:
             The rooms, and where to go on, or -1 when there are no more.
         """
         found: list[RoomInfo] = []
-        for number in range(max(start, 0), len(self._rooms)):
+        numbers: Iterable[int] = range(max(start, 0), len(self._rooms))
+        if member is not None:
+            mine = self._core.rooms_of(member.conn)
+            numbers = sorted(number for number in mine if number >= start)
+        for number in numbers:
             room = self._rooms[number]
             if room is None or (kind is not None and kind != _type_of(room.name)):
                 continue
@@ -249,11 +259,12 @@ class Rooms(Generic[MemberT]):
             found.append(self._describe(number, room))
         return found, -1
 
-    def count(self, kind: RoomType | None = None) -> int:
-        """Return how many rooms there are, of one type or in all."""
+    def count(self, kind: RoomType | None = None, *, member: MemberT | None = None) -> int:
+        """Return how many rooms there are, of one type and of one connection or in all."""
+        names = self._numbers if member is None else self.names_of(member)
         if kind is None:
-            return len(self._numbers)
-        return sum(_type_of(name) == kind for name in self._numbers)
+            return len(names)
+        return sum(_type_of(name) == kind for name in names)
 
     def names(self) -> Iterable[str]:
         """Return the names of all rooms, oldest first."""

@@ -238,12 +238,11 @@ class Service:
             found, following = rooms.page(start, limit, kind=kind)
             return Page(tuple(found), rooms.count(kind), following if following >= 0 else None)
         session = self._gateway.find(member_id)
-        names = rooms.names_of(session) if session is not None else []
-        infos = [info for info in map(rooms.info, names) if info is not None]
-        if kind is not None:
-            infos = [info for info in infos if info.type == kind]
-        end = start + limit
-        return Page(tuple(infos[start:end]), len(infos), end if end < len(infos) else None)
+        if session is None:
+            return Page((), 0, None)
+        found, following = rooms.page(start, limit, kind=kind, member=session)
+        total = rooms.count(kind, member=session)
+        return Page(tuple(found), total, following if following >= 0 else None)
 
     async def get_room(self, room_id: str) -> RoomDetails:
         """Describe a room and its members.

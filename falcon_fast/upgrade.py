@@ -383,6 +383,8 @@ async def listen(
         reuse_port=reuse_port or None,
         # Without this a TLS client could take a minute over its handshake.
         ssl_handshake_timeout=door.handshake_timeout / 2 if tls else None,
+        # And a refused one half a minute over its goodbye.
+        ssl_shutdown_timeout=LINGER if tls else None,
     )
 
 

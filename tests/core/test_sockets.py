@@ -345,7 +345,7 @@ def cut_frames_that_look_like_more() -> None:
 def test_r02_the_rest_of_a_frame_is_not_taken_for_frames() -> None:
     # In a process of its own: what can go wrong here is a loop without an end.
     code = f"from {__name__} import cut_frames_that_look_like_more as run; run()"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=15, check=False)
     assert done.returncode == 0
 
 

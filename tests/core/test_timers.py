@@ -274,6 +274,19 @@ def test_r02_progress_gives_another_ten_seconds(make: CoreFactory) -> None:
     assert rig.take() == [closed("a", CloseReason.SLOW_CONSUMER)]
 
 
+def test_p05_a_stall_of_ours_is_not_the_peers_fault(make: CoreFactory) -> None:
+    # The loop stood still for longer than the write timeout: the peer may have read all along.
+    rig, transport, handle = stalled(make)
+    rig.clock.advance(15.0)
+    rig.core.tick()
+    assert rig.take() == []
+    transport.drain()
+    rig.wait(20.0)
+    assert rig.take() == []
+    assert rig.core.queued_bytes(handle) == 0
+    assert rig.core.count == 1
+
+
 def test_r02_octets_leaving_the_transport_are_progress(make: CoreFactory) -> None:
     # A slow peer over TLS: the transport stays above its low-water mark, but its buffer shrinks.
     rig, transport, _ = stalled(make, high=60_000)

@@ -836,7 +836,7 @@ class Twin(Generic[OwnerT]):
             if backlog < conn.backlog:
                 conn.progress = now
             conn.backlog = backlog
-            if now - conn.progress >= self._write_timeout:
+            if now - conn.progress >= self._write_timeout and now >= self._grace_until:
                 self._close_slow(conn)
                 return
         if self._ping_interval and now >= conn.next_ping:

@@ -388,6 +388,21 @@ async def test_an_event_of_a_removal_is_believed_at_once(node: Node) -> None:
     assert bob.take() == []
 
 
+async def test_an_event_of_a_removal_needs_no_directory(node: Node) -> None:
+    """Two users with tokens of one character, one of whom had left the room by itself."""
+    ann, eve = await node.connect("ann", FLEET), await node.connect("eve", FLEET)
+    await eve.ask({"type": "system", "data": {"action": "leave", "room": ROOM}})
+    bob = await node.connect("bob", FLEET)
+    node.directory.error = DirectoryUnavailable("away")
+    with pytest.raises(DirectoryUnavailable):
+        await node.gateway.membership_changed("ann", 7, FLEET.id, "Fleet", joined=False)
+    assert (ann.rooms, bob.rooms, eve.rooms) == (["user:ann"], ["user:bob"], ["user:eve"])
+    (answer,) = await eve.ask(
+        {"type": "system", "id": "j", "data": {"action": "join", "room": ROOM}}
+    )
+    assert answer["data"]["code"] == "forbidden"
+
+
 async def test_an_event_of_a_join_is_checked_first(node: Node) -> None:
     ann = await node.connect("ann")
     await node.gateway.membership_changed("ann", 7, FLEET.id, "Fleet", joined=True)
