@@ -157,6 +157,15 @@ def test_socket_of_a_closed_connection_is_freed_without_the_client(server: Serve
     eventually(lambda: server.fds() <= fds, "the socket is closed", within=1.5)
 
 
+def test_socket_of_a_refused_connection_is_freed_without_the_client(server: ServerProcess) -> None:
+    fds = server.fds()
+    silent = server.wire()
+    silent.send(b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n")
+    while b"404" not in silent.received:
+        assert silent.read()
+    eventually(lambda: server.fds() <= fds, "the socket is closed", within=2.0)
+
+
 def test_reset_and_half_close(server: ServerProcess) -> None:
     for n in range(5):
         client = server.connect(f"gone-{n}")
