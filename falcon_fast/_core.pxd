@@ -99,7 +99,7 @@ cdef struct Entry:
 
 
 cdef struct Mix:
-    # One distinct set of rooms with news that some member is in (see Core._plan).
+    # One distinct set of rooms with news that some member is in (see Core._sort_members).
     uint32_t parent
     uint32_t room
     uint32_t stamp

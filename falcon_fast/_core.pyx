@@ -658,7 +658,7 @@ cdef class Core:
     cdef int _retire(self, uint32_t slot, int reason, int code) except -1:
         """Take a connection out of everything the application sees; only its socket lingers on."""
         cdef Conn *conn = &self.conns[slot]
-        cdef uint32_t i
+        cdef uint32_t i, generation = conn.generation
         for i in range(conn.room_count):
             self._unlist(slot, conn.rooms[i])
         self._unlist(slot, ALL)
@@ -671,14 +671,19 @@ cdef class Core:
         self._read_on(slot)     # to discard what comes, and to see the peer's end
         if conn.queue_head == NULL:
             self._end_write(slot, reason == PEER_CLOSED)
+        self.depth += 1         # a flush in the callback waits: it could release this very slot
         try:
             self.on_close(<object>conn.owner, reason, code)
         except Exception as error:
             self.on_error(error)
-        free(conn.rooms)
-        conn.rooms = NULL
-        conn.room_count = 0
-        conn.room_capacity = 0
+        finally:
+            self.depth -= 1
+            self._schedule_pending()
+        if conn.generation == generation:   # else shut down in the callback, and maybe taken again
+            free(conn.rooms)
+            conn.rooms = NULL
+            conn.room_count = 0
+            conn.room_capacity = 0
         return 0
 
     cdef int _end_write(self, uint32_t slot, bint peer_is_done) except -1:
@@ -1268,6 +1273,7 @@ cdef class Core:
         cdef Room *room
         cdef uint16_t *slots
         self.mix_count = 0
+        self.stamp = 0          # all mixes are new: a stamp that wrapped around would meet theirs
         self._new_mix(0, 0)     # mix 0: no news
         for i in range(self.dirty_count):
             room = &self.rooms[self.dirty[i]]
@@ -1911,6 +1917,7 @@ cdef class Core:
 
     cdef bytes _message(self, uint32_t slot, bytes payload, bint is_text):
         cdef Conn *conn = &self.conns[slot]
+        cdef uint32_t generation = conn.generation
         cdef object owner
         if self.message_rate > 0 and not self._spend(conn):
             self.refused += 1
@@ -1928,7 +1935,7 @@ cdef class Core:
         try:
             self.on_message(owner, payload, is_text)
         except Exception as error:
-            self._failed(slot, error)
+            self._failed(slot, generation, error)
         return None
 
     cdef bint _spend(self, Conn *conn) noexcept:
@@ -1945,14 +1952,18 @@ cdef class Core:
         return True
 
     cdef int _tell_refused(self, uint32_t slot, bytes first, uint32_t number) except -1:
+        cdef uint32_t generation = self.conns[slot].generation
         try:
             self.on_refused(<object>self.conns[slot].owner, first, number)
         except Exception as error:
-            self._failed(slot, error)
+            self._failed(slot, generation, error)
         return 0
 
-    cdef int _failed(self, uint32_t slot, object error) except -1:
+    cdef int _failed(self, uint32_t slot, uint32_t generation, object error) except -1:
         self.on_error(error)
+        # The callback may have ended its connection, and the slot may be somebody else's by now.
+        if self.conns[slot].generation != generation:
+            return 0
         return self._close(slot, INTERNAL_ERROR)
 
     cdef int _control(
@@ -2060,7 +2071,7 @@ cdef class Core:
             try:
                 self.on_expire(<object>conn.owner)
             except Exception as error:
-                self._failed(slot, error)
+                self._failed(slot, generation, error)
             if conn.generation != generation or conn.state == CLOSING:
                 return 0
         if self.ping_interval and now - conn.last_seen >= self.ping_timeout:

@@ -277,6 +277,8 @@ class Gateway:
             )
         if endpoint.name == "readyz" and self._draining:
             return plain_answer("503 Service Unavailable", b"draining\n")
+        if endpoint.name == "readyz" and not self._directory.is_available:
+            return plain_answer("503 Service Unavailable", b"users and groups are unavailable\n")
         return plain_answer("200 OK", b"ready\n" if endpoint.name == "readyz" else b"ok\n")
 
     def refused(self, refuse: Refuse) -> None:
@@ -587,7 +589,8 @@ class Gateway:
         """How the node is."""
         if self._draining:
             return "unhealthy"
-        return "degraded" if self._pending else "healthy"
+        is_whole = self._directory.is_available and not self._pending
+        return "healthy" if is_whole else "degraded"
 
     @property
     def lag(self) -> Histogram:

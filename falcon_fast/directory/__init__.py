@@ -125,6 +125,10 @@ class Directory(Protocol):
             DirectoryUnavailable: There was none.
         """
 
+    @property
+    def is_available(self) -> bool:
+        """Whether the store answered when changes were last looked for; says so from memory."""
+
     def is_banned(self, user_id: str) -> bool:
         """Tell from memory, without waiting, whether the user is banned."""
 

@@ -150,6 +150,11 @@ class SqliteDirectory:
         """
         return await self._in_worker(lambda: work(self._opened()))
 
+    @property
+    def is_available(self) -> bool:
+        """Whether the last look for changes succeeded."""
+        return not self._failing
+
     def is_banned(self, user_id: str) -> bool:
         """Tell from memory whether the user is banned."""
         return user_id in self._banned

@@ -285,6 +285,17 @@ class Client:
             if wanted(message):
                 return message
 
+    def hear_message(self, passed: list[Message]) -> Message:
+        """Return the next `message`, and put what comes before it into a list."""
+
+        def wanted(message: Message) -> bool:
+            if message["type"] == "message":
+                return True
+            passed.append(message)
+            return False
+
+        return self.hear_until(wanted)
+
     def ask(self, **frame: object) -> Message:
         """Send a message with an id of its own and return the answer of that id."""
         ident = f"ask-{next(self._numbers)}"

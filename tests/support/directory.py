@@ -21,6 +21,7 @@ class FakeDirectory:
         groups: of each user; users without an entry have none.
         banned: users who are.
         error: raised by every question while it is set.
+        is_available: what it says of itself.
         asked: (user, character) of every question, in order.
         tracked: the characters of each tracked user.
     """
@@ -29,6 +30,7 @@ class FakeDirectory:
         self.groups: dict[str, frozenset[Group]] = {}
         self.banned: set[str] = set()
         self.error: Exception | None = None
+        self.is_available = True
         self.asked: list[tuple[str, int]] = []
         self.tracked: dict[str, set[int]] = {}
         self._gate: asyncio.Event | None = None

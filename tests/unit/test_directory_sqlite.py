@@ -903,11 +903,14 @@ async def test_an_outage_is_told_once_and_empties_nothing(
             with pytest.raises(DirectoryUnavailable, match=r"falcon\.db: No such file"):
                 await directory.ping()
             assert directory.is_banned("bob")
+            available = [directory.is_available]
             assert watcher.changes == []
             assert not os.path.exists(path)
             os.rename(tmp_path / "away.db", path)
             await looks(directory)
             await directory.ping()
+            available.append(directory.is_available)
+        assert available == [False, True]
         assert watcher.changes == []
         assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 

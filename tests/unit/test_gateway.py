@@ -649,6 +649,19 @@ async def test_the_plain_endpoints(node: Node) -> None:
     assert node.gateway.answer(Endpoint("healthz")).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
+async def test_without_the_directory_the_node_is_not_ready_and_stays_alive(node: Node) -> None:
+    node.directory.is_available = False
+    ready = node.gateway.answer(Endpoint("readyz"))
+    assert ready.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert ready.endswith(b"\r\n\r\nusers and groups are unavailable\n")
+    for path in ("status", "healthz"):
+        assert node.gateway.answer(Endpoint(path)).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert node.gateway.status()["status"] == "degraded"
+    node.directory.is_available = True
+    assert node.gateway.answer(Endpoint("readyz")).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert node.gateway.status()["status"] == "healthy"
+
+
 # --- drain ----------------------------------------------------------------------------------------
 
 
