@@ -145,6 +145,7 @@ def endpoint(route: Route, desk: Desk, gatekeeper: Gatekeeper, *, max_json_depth
 
     async def answer(request: web.Request, caller: Caller | None) -> web.Response:
         if caller is not None:
+            await asyncio.sleep(0)
             await gatekeeper.authorise(request, caller, writes=route.writes)
         parts = await _parts(route, request, max_json_depth=max_json_depth)
         try:
@@ -197,6 +198,8 @@ async def _carry_out(call: Call, desk: Desk) -> bytes:
         raise Problem(503, NO_BUS) from None
     except DirectoryUnavailable:
         raise Problem(503, NO_DIRECTORY) from None
+    # Clients' messages go first: each step of a page is a turn of the loop of its own.
+    await asyncio.sleep(0)
     return answer.to_json()
 
 

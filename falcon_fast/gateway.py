@@ -350,8 +350,9 @@ class Gateway:
             return
         self._pending.discard(session)
         self._enter(session, groups)
-        if self._is_only_one(session):
-            self.presence.came(session.identity.user_id, frozenset(self.rooms.names_of(session)))
+        user_id = session.identity.user_id
+        if self.presence.matters(user_id) and self._is_only_one(session):
+            self.presence.came(user_id, frozenset(self.rooms.names_of(session)))
         # Last, since its messages are handled here and now, and may be the end of it.
         if session.state is State.ADMITTING:
             session.open(pending=False)

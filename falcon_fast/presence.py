@@ -76,6 +76,10 @@ class Presence(Generic[WatcherT]):
         if not watched:
             del self._watched[watcher]
 
+    def matters(self, user: str) -> bool:
+        """Tell whether anybody wants to know of a user, or is about to be told."""
+        return user in self._watchers or user in self._leaving
+
     def came(self, user: str, rooms: frozenset[str]) -> None:
         """A user's first connection is in its rooms."""
         leaving = self._leaving.pop(user, None)

@@ -38,7 +38,7 @@ T = TypeVar("T")
 Version: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
 
 
-GATHERING: Final = 0.01
+GATHERING: Final = 0.015
 """Seconds in which questions are gathered for one query.
 
 Waking the worker thread costs more than a query: in a storm of clients this is shared by dozens,
