@@ -65,7 +65,7 @@ def check_echo() -> None:
         server = stack.enter_context(subprocess.Popen(command))
         stack.callback(server.terminate)
         wait_for(port)
-        url = f"ws://127.0.0.1:{port}/websocket/connect"
+        url = f"ws://127.0.0.1:{port}/"
         with connect(url, compression=None) as connection:
             for message in ("grüße", b"\x00\xff" * 20_000):
                 connection.send(message)
