@@ -99,7 +99,7 @@ cdef struct Entry:
 
 
 cdef struct Mix:
-    # One distinct set of rooms with news that some member is in (see Core._sort_members).
+    # One distinct set of rooms with news that some member is in (see _Output._sort_members).
     uint32_t parent
     uint32_t room
     uint32_t stamp
@@ -115,6 +115,19 @@ cdef struct Histogram:
     # counts[i] values were above bounds[i - 1] and at most bounds[i]; the last one has no bound.
     uint64_t counts[HISTOGRAM_BOUNDS + 1]
     uint64_t sum
+
+
+cdef struct Counters:
+    # Since the core was made; what each is called in Python.
+    uint64_t frames_in
+    uint64_t messages_in
+    uint64_t bytes_in
+    uint64_t bytes_out
+    uint64_t deliveries
+    uint64_t sends              # calls of the kernel or a transport
+    uint64_t flushes            # ticks in which something was said
+    uint64_t refused            # messages over the rate
+    uint64_t adopted
 
 
 cdef struct Doomed:
