@@ -30,6 +30,7 @@ from falcon_fast.errors import (
     BusUnavailable,
     DirectoryUnavailable,
     EnvelopeError,
+    NodesUnavailable,
     NotFoundError,
 )
 from falcon_fast.service import Service
@@ -196,6 +197,8 @@ async def _carry_out(call: Call, desk: Desk) -> bytes:
         raise Problem(404, str(error)) from None
     except BusUnavailable:
         raise Problem(503, NO_BUS) from None
+    except NodesUnavailable as error:
+        raise Problem(503, str(error)) from None
     except DirectoryUnavailable:
         raise Problem(503, NO_DIRECTORY) from None
     # Clients' messages go first: each step of a page is a turn of the loop of its own.

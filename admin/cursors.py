@@ -1,8 +1,8 @@
 """Cursors: where a listing goes on, as a text that its reader cannot make use of otherwise.
 
-A cursor is the URL-safe base64 of a version, a position and a mark. The mark is keyed with a secret
-of this process and covers what is listed and by which filters, so a cursor that was changed, made
-up, or taken from another listing or another server is told from a good one.
+A cursor is the URL-safe base64 of a version, a mark and a position. The mark is keyed with a secret
+of the cluster and covers what is listed and by which filters, so a cursor that was changed, made
+up, or taken from another listing or another cluster is told from a good one.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Final
 
 __all__ = ["Cursors"]
 
-_VERSION: Final = 1
-_POSITION_BYTES: Final = 8
+_VERSION: Final = 2
+_MAX_POSITION_BYTES: Final = 256
 _MARK_BYTES: Final = 10
 """80 bits: a guess cannot do more than begin a page elsewhere, so there is little to win."""
 
-_SIZE: Final = 1 + _POSITION_BYTES + _MARK_BYTES
+_HEAD: Final = 1 + _MARK_BYTES
 
 
 class Cursors:
-    """Makes and reads the cursors of one server.
+    """Makes and reads the cursors of a cluster.
 
     Args:
         key: what marks are made with; random by default.
@@ -35,19 +35,19 @@ class Cursors:
     def __init__(self, key: bytes | None = None) -> None:
         self._key = secrets.token_bytes(32) if key is None else key
 
-    def write(self, kind: str, filters: Mapping[str, object], position: int) -> str:
+    def write(self, kind: str, filters: Mapping[str, object], position: str) -> str:
         """Make a cursor.
 
         Args:
             kind: what is listed.
             filters: by which filters.
-            position: where the next page begins, 0 to 2**64 - 1.
+            position: where the next page begins, 1 to 256 bytes as UTF-8.
         """
-        told = bytes([_VERSION]) + position.to_bytes(_POSITION_BYTES, "big")
-        octets = told + self._mark(kind, filters, told)
+        told = position.encode()
+        octets = bytes([_VERSION]) + self._mark(kind, filters, told) + told
         return base64.urlsafe_b64encode(octets).rstrip(b"=").decode()
 
-    def read(self, kind: str, filters: Mapping[str, object], cursor: str) -> int:
+    def read(self, kind: str, filters: Mapping[str, object], cursor: str) -> str:
         """Return the position that a cursor names.
 
         Raises:
@@ -59,12 +59,12 @@ class Cursors:
             )
         except (UnicodeEncodeError, binascii.Error):
             raise ValueError("not a cursor") from None
-        told, mark = octets[: 1 + _POSITION_BYTES], octets[1 + _POSITION_BYTES :]
-        if len(octets) != _SIZE or told[0] != _VERSION:
+        mark, told = octets[1:_HEAD], octets[_HEAD:]
+        if not 0 < len(told) <= _MAX_POSITION_BYTES or octets[0] != _VERSION:
             raise ValueError("not a cursor")
         if not hmac.compare_digest(mark, self._mark(kind, filters, told)):
             raise ValueError("a cursor of another listing")
-        position = int.from_bytes(told[1:], "big")
+        position = told.decode()
         # One position has one spelling: base64 leaves bits of the last character unused.
         if self.write(kind, filters, position) != cursor:
             raise ValueError("not a cursor")

@@ -217,9 +217,9 @@ async def _described(of: Callable[[ItemT], EntryT], items: Iterable[ItemT]) -> l
     return entries
 
 
-def _start(desk: Desk, kind: str, filters: Mapping[str, object], cursor: str | None) -> int:
+def _start(desk: Desk, kind: str, filters: Mapping[str, object], cursor: str | None) -> str:
     if cursor is None:
-        return 0
+        return ""
     try:
         return desk.cursors.read(kind, filters, cursor)
     except ValueError:

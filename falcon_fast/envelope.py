@@ -274,6 +274,36 @@ def room_count(room: str, *, member_count: int, now: float) -> bytes:
     )
 
 
+def with_member_count(frame: bytes, member_count: int) -> bytes | None:
+    """Return another node's `room_change` with this node's count; None for a mere count."""
+    change = orjson.loads(frame)
+    data = change.get("data") if isinstance(change, dict) else None
+    if not isinstance(data, dict) or data.get("action") not in {"member_joined", "member_left"}:
+        return None
+    data["member_count"] = member_count
+    return orjson.dumps(change)
+
+
+def resync(*, number: int, now: float, room: str | None = None) -> bytes:
+    """Build the `room_update` that says that messages were lost: read again what matters.
+
+    Args:
+        number: of messages, of all rooms together; 0 if it is not known.
+        now: seconds since 1970, for the timestamp.
+        room: the room they were for; None if it may be any.
+    """
+    return encode(
+        "room_update",
+        now=now,
+        room=room,
+        data={
+            "action": "resync",
+            "message": "messages may have been lost",
+            **({"lost": number} if number else {}),
+        },
+    )
+
+
 def membership_change(
     user_id: str, group_id: str, group_name: str, *, joined: bool, now: float
 ) -> bytes:

@@ -10,6 +10,7 @@
         ├── DirectoryError        a bad id, or a group or user that does not exist
         ├── DirectoryUnavailable  the store of users and groups does not answer
         ├── BusUnavailable        the bus between nodes does not answer
+        ├── NodesUnavailable      some nodes did not answer, so the answer is not known
         └── NotFoundError         no such connection, room, or user with connections
 
 Exceptions are one of three vocabularies that are never mixed: exceptions here, reply errors
@@ -30,6 +31,7 @@ __all__ = [
     "DirectoryUnavailable",
     "EnvelopeError",
     "FalconError",
+    "NodesUnavailable",
     "NotFoundError",
     "SettingsError",
 ]
@@ -97,6 +99,23 @@ class DirectoryUnavailable(FalconError):
 
 class BusUnavailable(FalconError):
     """The bus between nodes does not answer; the message was not sent to other nodes."""
+
+
+class NodesUnavailable(FalconError):
+    """What was asked for is on no node that answered, and not all did.
+
+    Args:
+        nodes: The ids of those that did not.
+    """
+
+    nodes: tuple[str, ...]
+
+    def __init__(self, nodes: tuple[str, ...]) -> None:
+        super().__init__(nodes)
+        self.nodes = nodes
+
+    def __str__(self) -> str:
+        return f"Not found on the nodes that answered; no answer from {', '.join(self.nodes)}"
 
 
 class NotFoundError(FalconError):

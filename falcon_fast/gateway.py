@@ -11,7 +11,8 @@ import logging
 import random
 import ssl
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
+from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Final
 
@@ -20,14 +21,16 @@ import orjson
 from falcon_fast import envelope, handshake
 from falcon_fast._core import Core
 from falcon_fast.auth import TokenVerifier
-from falcon_fast.bus import Bus, Target
+from falcon_fast.bus import Bus, BusStatistics, Loss, Target
 from falcon_fast.clock import Clock
+from falcon_fast.cluster import Cluster
 from falcon_fast.codes import CloseReason, close_table
 from falcon_fast.directory import Directory, Group
 from falcon_fast.driver import CoreDriver
 from falcon_fast.errors import BusUnavailable, DirectoryUnavailable
 from falcon_fast.handshake import Accept, Endpoint, Policy, Refuse, Request
 from falcon_fast.identity import Identity, new_id
+from falcon_fast.neighbours import Neighbours
 from falcon_fast.presence import Presence
 from falcon_fast.rooms import Joined, Rooms, group_room, user_room
 from falcon_fast.session import Session, State
@@ -54,6 +57,9 @@ WAITING_ABOVE_FULL: Final = 128
 
 Each holds a descriptor of the 256 that `FALCON_MAX_CONNECTIONS` leaves free.
 """
+
+FOLLOW_TIMEOUT: Final = 2.0
+"""Seconds a connection's admission waits for its rooms' messages to come in from other nodes."""
 
 DRAIN_STEP: Final = 0.1
 """Seconds between two batches of closes."""
@@ -82,6 +88,21 @@ MISBEHAVIOUR: Final = frozenset(
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What became of a message.
+
+    Attributes:
+        connections: to how many it was queued, on all nodes.
+        missing: ids of nodes that did not say how many of theirs.
+        strangers: ids of nodes of the original program, which never say.
+    """
+
+    connections: int
+    missing: tuple[str, ...] = ()
+    strangers: tuple[str, ...] = ()
+
+
 class Gateway:
     """One listening server and everybody connected to it.
 
@@ -93,8 +114,11 @@ class Gateway:
         verifier: checks tokens.
         tls: the certificate of the public listener.
         epoll: False to leave all connections on their asyncio transports.
+        alone: whether the bus reaches this process only.
 
     Attributes:
+        cluster: the other processes.
+        neighbours: what is told to them and heard of them.
         handshakes: how many opening handshakes ended how: the label of a refusal, or `accepted`.
         closes: how many connections ended for each close reason, by its ordinal.
     """
@@ -109,9 +133,11 @@ class Gateway:
         verifier: TokenVerifier,
         tls: ssl.SSLContext | None = None,
         epoll: bool = True,
+        alone: bool = True,
     ) -> None:
         loop = asyncio.get_running_loop()
-        self.node_id = new_id()
+        self.cluster = Cluster(bus, clock=clock, connections=lambda: self.core.count)
+        self.node_id = self.cluster.node_id
         self.clock = clock
         self.max_json_depth = settings.max_json_depth
         self.heartbeat_interval = settings.ping_interval
@@ -149,8 +175,12 @@ class Gateway:
             max_rooms=settings.max_rooms,
             events_max=settings.room_events_max,
             publish=self._tell_room,
+            alone=alone,
+            opened=None if alone else self._room_opened,
+            closed=None if alone else bus.unfollow,
         )
-        self.presence: Presence[Session] = Presence(loop.call_later)
+        self.presence: Presence[Session] = Presence(loop.call_later, watched=self._watched)
+        self.neighbours = Neighbours(self, self.cluster)
         self._settings = settings
         self._loop = loop
         self._driver = CoreDriver(self.core, loop)
@@ -162,8 +192,10 @@ class Gateway:
         self._sessions: dict[str, Session] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._pending: set[Session] = set()
+        self._follows: dict[str, asyncio.Future[None]] = {}
         self._server: asyncio.Server | None = None
         self._counting: asyncio.TimerHandle | None = None
+        self._alone = alone
         self._draining = False
         self._closed = False
         self._last_connection: float | None = None
@@ -179,7 +211,8 @@ class Gateway:
             BusUnavailable: the bus cannot be reached.
         """
         self._directory.watch(on_change=self._on_change, on_ban=self._on_ban)
-        await self._bus.start(self.deliver)
+        await self._bus.start(self)
+        self.cluster.start()
         self._driver.start()
         self._count_rooms()
         self._server = await listen(
@@ -238,6 +271,7 @@ class Gateway:
         # The connections first: their messages could start tasks that nobody would wait for.
         self._driver.stop()
         self.presence.close()
+        self.cluster.stop()
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
@@ -279,6 +313,8 @@ class Gateway:
             return plain_answer("503 Service Unavailable", b"draining\n")
         if endpoint.name == "readyz" and not self._directory.is_available:
             return plain_answer("503 Service Unavailable", b"users and groups are unavailable\n")
+        if endpoint.name == "readyz" and not self._bus.is_available:
+            return plain_answer("503 Service Unavailable", b"other nodes are out of reach\n")
         return plain_answer("200 OK", b"ready\n" if endpoint.name == "readyz" else b"ok\n")
 
     def refused(self, refuse: Refuse) -> None:
@@ -324,6 +360,18 @@ class Gateway:
         self._directory.track(identity.user_id, identity.character_id)
         self._run(session, self._admit(session))
 
+    def spawn(self, work: Coroutine[object, object, None]) -> None:
+        """See `neighbours.Host`."""
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("a task failed", exc_info=error)
+
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(done)
+
     def _run(self, session: Session, work: Coroutine[object, object, None]) -> None:
         def done(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
@@ -348,16 +396,49 @@ class Gateway:
             groups = await self._groups_of_in_the_end(session)
         if session.state is State.CLOSED or groups is None:
             return
-        self._pending.discard(session)
         self._enter(session, groups)
+        if self._follows:
+            await self._heard_of(session)
+            if self.find(session.id) is None:
+                return
+        self._pending.discard(session)
         user_id = session.identity.user_id
-        if self.presence.matters(user_id) and self._is_only_one(session):
-            self.presence.came(user_id, frozenset(self.rooms.names_of(session)))
+        if (not self._alone or self.presence.matters(user_id)) and self._is_only_one(session):
+            self.neighbours.user_came(user_id, frozenset(self.rooms.names_of(session)))
         # Last, since its messages are handled here and now, and may be the end of it.
         if session.state is State.ADMITTING:
             session.open(pending=False)
         else:
             session.tell_rooms()
+
+    async def _heard_of(self, session: Session) -> None:
+        """Wait until the messages of a connection's rooms come in from other nodes."""
+        names = self.rooms.names_of(session)
+        waits = [self._follows[name] for name in names if name in self._follows]
+        if waits:
+            await asyncio.wait(waits, timeout=FOLLOW_TIMEOUT)
+
+    def _room_opened(self, name: str) -> None:
+        follow = self._bus.follow(name)
+        if follow is not None:
+
+            async def wait(follow: Awaitable[None]) -> None:
+                await follow
+
+            future = self._loop.create_task(wait(follow))
+            self._follows[name] = future
+            future.add_done_callback(lambda _: self._follows.pop(name, None))
+        self.neighbours.room_opened(name)
+
+    def _watched(self, users: list[str]) -> None:
+        self.neighbours.watched(users)
+
+    def rooms_of_user(self, user_id: str) -> frozenset[str] | None:
+        """See `neighbours.Host`."""
+        for session in self.rooms.members(user_room(user_id)):
+            if self._is_admitted(session):
+                return frozenset(self.rooms.names_of(session))
+        return None
 
     def _is_admitted(self, session: Session) -> bool:
         return session.state is State.OPEN and session not in self._pending
@@ -507,8 +588,8 @@ class Gateway:
         self.presence.unwatch(session)
         if rooms and user_room(user_id) not in self.rooms:
             self._directory.forget(user_id)
-        if was_admitted and not self._draining and self._is_only_one(session):
-            self.presence.went(user_id, rooms)
+        if was_admitted and self._is_only_one(session):
+            self.neighbours.user_went(user_id, rooms)
         self.closes[reason] += 1
         self._log_life(session, CloseReason(reason), code)
 
@@ -541,13 +622,31 @@ class Gateway:
         """See `session.Host`."""
         return self._bus.publish(target, ident, frame)
 
-    def send(self, target: Target, ident: str, frame: bytes) -> int:
-        """Publish a frame on behalf of an operator or a host program; see `publish`."""
+    async def send(self, target: Target, ident: str, frame: bytes) -> Sent:
+        """Publish a frame on behalf of an operator or a host program, and count who gets it.
+
+        Raises:
+            BusUnavailable: other nodes were not told; this node's connections were.
+        """
         self._from_service += 1
-        return self._bus.publish(target, ident, frame)
+        if self._alone:
+            return Sent(self._bus.publish(target, ident, frame))
+        if target is Target.CONNECTION and ident in self._sessions:
+            # It is nowhere else, so nobody else need be reached.
+            return Sent(self.deliver(target, ident, frame))
+        receipt = self.cluster.expect()
+        try:
+            here = self._bus.publish(target, ident, frame, receipt=receipt.id)
+        except BusUnavailable:
+            self.cluster.give_up(receipt)
+            raise
+        elsewhere, answers = await self.cluster.count(receipt, target, ident)
+        return Sent(here + elsewhere, answers.missing, self._bus.strangers())
 
     def deliver(self, target: Target, ident: str, frame: bytes) -> int:
         """Queue a frame to this node's connections; the one way in for everything that is said.
+
+        See `bus.Receiver`.
 
         Returns:
             To how many connections.
@@ -564,9 +663,80 @@ class Gateway:
         session.send(frame)
         return 1
 
-    def _tell_room(self, room: str, frame: bytes) -> None:
+    @property
+    def has_others(self) -> bool:
+        """See `session.Host`."""
+        return bool(self.cluster.peers)
+
+    def direct_elsewhere(
+        self,
+        session: Session,
+        ident: str | None,
+        to: str,
+        message: bytes,
+        *,
+        found: bool,
+        shared: bool,
+    ) -> None:
+        """See `session.Host`."""
+
+        async def ask() -> None:
+            there = await self.neighbours.direct(to, rooms, message)
+            if session.state is not State.CLOSED:
+                session.directed(
+                    ident,
+                    found=found or there.found,
+                    shared=shared or there.shared,
+                    missing=there.missing,
+                )
+
+        rooms = self.rooms.names_of(session)
+        self._run(session, ask())
+
+    def counted(self, node_id: str, room: str, members: int, frame: bytes) -> None:
+        """See `bus.Receiver`."""
+        self.rooms.heard_change(node_id, room, members, frame)
+
+    def confirm(self, node_id: str, receipt: str, connections: int) -> None:
+        """See `bus.Receiver`."""
+        self.cluster.confirm(node_id, receipt, connections)
+
+    def heard(self, node_id: str, control: bytes) -> None:
+        """See `bus.Receiver`."""
+        self.cluster.heard(node_id, control)
+
+    def lost(self, loss: Loss) -> None:
+        """See `bus.Receiver`."""
+        log.warning(
+            "messages of other nodes were lost",
+            extra={"kind": "bus_loss", "node_id": loss.node_id or "unknown", "number": loss.number},
+        )
+        self.neighbours.lost(loss)
+
+    def changed(self, *, is_available: bool) -> None:
+        """See `bus.Receiver`."""
+        if is_available:
+            log.info("other nodes are within reach")
+            self.cluster.spare()
+            self.cluster.hello()
+        else:
+            log.warning("other nodes are out of reach; messages are delivered on this node only")
+
+    def resync(self, losses: list[Loss]) -> None:
+        """See `neighbours.Host`."""
+        now = self.clock.time()
+        number = sum(loss.number for loss in losses) if all(loss.number for loss in losses) else 0
+        if any(loss.shards is None for loss in losses):
+            self.core.broadcast(envelope.resync(number=number, now=now))
+            return
+        shards = {shard for loss in losses for shard in loss.shards or ()}
+        for name in list(self.rooms.names()):
+            if self._bus.shard_of(name) in shards:
+                self.rooms.fan_out(name, envelope.resync(number=0, room=name, now=now))
+
+    def _tell_room(self, room: str, frame: bytes, members: int) -> None:
         try:
-            self._bus.publish(Target.ROOM, room, frame)
+            self._bus.publish(Target.ROOM, room, frame, members=members)
         except BusUnavailable:
             # The members here were told; the others will hear the count when the bus is back.
             log.debug("other nodes were not told of a room's change", extra={"room": room})
@@ -590,8 +760,23 @@ class Gateway:
         """How the node is."""
         if self._draining:
             return "unhealthy"
-        is_whole = self._directory.is_available and not self._pending
+        is_whole = self._directory.is_available and self._bus.is_available and not self._pending
         return "healthy" if is_whole else "degraded"
+
+    @property
+    def bus_statistics(self) -> BusStatistics:
+        """What the bus has done so far."""
+        return self._bus.statistics()
+
+    @property
+    def is_bus_available(self) -> bool:
+        """Whether other nodes can be reached, as far as is known."""
+        return self._bus.is_available
+
+    @property
+    def strangers(self) -> tuple[str, ...]:
+        """Ids of nodes of the original program heard of lately."""
+        return self._bus.strangers()
 
     @property
     def lag(self) -> Histogram:
@@ -614,8 +799,9 @@ class Gateway:
         return status_document(
             self.statistics(),
             health=self.health,
+            is_alone=not self._bus.is_available,
             node_id=self.node_id,
-            nodes=1,
+            nodes=self.cluster.nodes + len(self._bus.strangers()),
             websocket_url=self._settings.websocket_url,
         )
 

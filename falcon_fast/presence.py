@@ -1,5 +1,8 @@
 """Who wants to know whether somebody is there, and telling them.
 
+Somebody is there while one of their connections is admitted, on whatever process. For users who are
+watched here it is kept on which processes they are; nobody else costs anything.
+
 A subscription is taken for any user and holds nothing back: whether the two share a room is looked
 at when there is something to tell. So the answer to a subscription says nothing about who exists,
 who is there, or who is in which group.
@@ -44,12 +47,22 @@ class Presence(Generic[WatcherT]):
 
     Args:
         later: calls a function after so many seconds (`loop.call_later`).
+        watched: called with users that nobody here has watched before: where they are has to be
+            found out, and told with `found`.
     """
 
-    def __init__(self, later: Callable[[float, Callable[[], None]], Timer]) -> None:
+    def __init__(
+        self,
+        later: Callable[[float, Callable[[], None]], Timer],
+        *,
+        watched: Callable[[list[str]], None],
+    ) -> None:
         self._later = later
+        self._new = watched
         self._watchers: dict[str, dict[WatcherT, None]] = {}
         self._watched: dict[WatcherT, set[str]] = {}
+        # Of watched users: on which processes they are, and in which rooms there.
+        self._places: dict[str, dict[str, frozenset[str]]] = {}
         self._leaving: dict[str, tuple[Timer, frozenset[str]]] = {}  # and the rooms they left
 
     def watch(self, watcher: WatcherT, users: Iterable[str]) -> bool:
@@ -58,8 +71,14 @@ class Presence(Generic[WatcherT]):
         if len(wanted) > MAX_WATCHED:
             return False
         self._watched[watcher] = wanted
+        new = []
         for user in wanted:
-            self._watchers.setdefault(user, {})[watcher] = None
+            if user not in self._watchers:
+                self._watchers[user] = {}
+                new.append(user)
+            self._watchers[user][watcher] = None
+        if new:
+            self._new(new)
         return True
 
     def unwatch(self, watcher: WatcherT, users: Iterable[str] | None = None) -> None:
@@ -73,23 +92,55 @@ class Presence(Generic[WatcherT]):
             del watchers[watcher]
             if not watchers:
                 del self._watchers[user]
+                self._places.pop(user, None)
         if not watched:
             del self._watched[watcher]
+
+    @property
+    def watched(self) -> list[str]:
+        """The users that somebody here watches."""
+        return list(self._watchers)
 
     def matters(self, user: str) -> bool:
         """Tell whether anybody wants to know of a user, or is about to be told."""
         return user in self._watchers or user in self._leaving
 
-    def came(self, user: str, rooms: frozenset[str]) -> None:
-        """A user's first connection is in its rooms."""
-        leaving = self._leaving.pop(user, None)
-        if leaving is None:
-            self._tell(user, "online", rooms)
-        else:
-            leaving[0].cancel()
+    def found(self, user: str, process_id: str, rooms: frozenset[str] | None) -> None:
+        """Learn, on asking, whether a user is on a process; this is no news to anybody.
 
-    def went(self, user: str, rooms: frozenset[str]) -> None:
-        """A user's last connection has left these rooms."""
+        Args:
+            user: the user.
+            process_id: where it was looked.
+            rooms: the user's there; None if the user is not there.
+        """
+        if user not in self._watchers:
+            return
+        if rooms is not None:
+            self._places.setdefault(user, {})[process_id] = rooms
+            leaving = self._leaving.pop(user, None)
+            if leaving is not None:
+                leaving[0].cancel()
+        elif process_id in self._places.get(user, ()):
+            # The news of it were lost.
+            self.went(user, process_id, frozenset())
+
+    def came(self, user: str, process_id: str, rooms: frozenset[str]) -> None:
+        """A user's first connection on a process is in its rooms."""
+        if not self.matters(user):
+            return
+        places = self._places.setdefault(user, {})
+        was_there = bool(places)
+        places[process_id] = rooms
+        leaving = self._leaving.pop(user, None)
+        if leaving is not None:
+            leaving[0].cancel()
+        elif not was_there:
+            self._tell(user, "online", rooms)
+        if user not in self._watchers:  # who was told may have unwatched at once
+            self._places.pop(user, None)
+
+    def went(self, user: str, process_id: str, rooms: frozenset[str]) -> None:
+        """A user's last connection on a process has left these rooms."""
 
         def gone() -> None:
             _, rooms = self._leaving.pop(user)
@@ -97,12 +148,22 @@ class Presence(Generic[WatcherT]):
 
         if user not in self._watchers:
             return
+        places = self._places.get(user, {})
+        rooms |= places.pop(process_id, frozenset())
+        if places:
+            return
+        self._places.pop(user, None)
         if user in self._leaving:
             # Back and gone again, maybe before its rooms were known: the earlier ones still count.
             timer, earlier = self._leaving[user]
             timer.cancel()
             rooms |= earlier
         self._leaving[user] = self._later(GRACE, gone), rooms
+
+    def forget_process(self, process_id: str) -> None:
+        """A process is gone, and every user who was on it."""
+        for user in [user for user, places in self._places.items() if process_id in places]:
+            self.went(user, process_id, frozenset())
 
     def close(self) -> None:
         """Forget who is leaving: nobody is told any more."""

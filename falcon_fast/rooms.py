@@ -1,13 +1,14 @@
 """Rooms by name: who joins and leaves, what the others are told, and which rooms exist.
 
-A room exists from its first member to its last. The native core knows rooms as numbers and sets of
-slots; names, titles and times are kept here.
+A room exists here from this process's first member to its last. The native core knows rooms as
+numbers and sets of slots; names, titles and times are kept here, and how many members each room has
+on other nodes: what a client is told of a room's members counts them all.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Generic, Literal, Protocol, TypeVar
 
@@ -75,10 +76,11 @@ class _Room:
     title: str | None  # None for personal rooms, which are many and all called the same
     created_at: float
     updated_at: float
+    elsewhere: dict[str, int] | None = None  # members on other nodes, by process
 
 
 class Rooms(Generic[MemberT]):
-    """The rooms of one node.
+    """The rooms of one process.
 
     Args:
         core: knows the members.
@@ -86,7 +88,11 @@ class Rooms(Generic[MemberT]):
         max_rooms: of one connection.
         events_max: members above which joins and leaves are summed up once a second, since N
             joins told to N members are N squared frames.
-        publish: sends a frame to a room, wherever its members are.
+        publish: sends (room, frame, members here) to a room, wherever its members are.
+        alone: whether there can be no members elsewhere, so that a room without members here need
+            not be told of anything.
+        opened: called with the name of a room that has got its first member here.
+        closed: called with the name of a room that has lost its last one.
     """
 
     def __init__(
@@ -96,21 +102,29 @@ class Rooms(Generic[MemberT]):
         clock: Clock,
         max_rooms: int,
         events_max: int,
-        publish: Callable[[str, bytes], object],
+        publish: Callable[[str, bytes, int], object],
+        alone: bool = True,
+        opened: Callable[[str], None] | None = None,
+        closed: Callable[[str], None] | None = None,
     ) -> None:
         self._core = core
         self._clock = clock
         self._max_rooms = max_rooms
         self._events_max = events_max
         self._publish = publish
+        self._alone = alone
+        self._opened = opened
+        self._closed = closed
         self._numbers: dict[str, int] = {}
         self._rooms: list[_Room | None] = []  # by the core's number
         self._crowded: set[str] = set()
+        self._crowded_elsewhere: set[str] = set()
+        self._shared: set[str] = set()  # rooms with members elsewhere
 
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._numbers
 
     def join(self, member: MemberT, name: str, title: str | None = None) -> Joined:
@@ -133,13 +147,16 @@ class Rooms(Generic[MemberT]):
             number = core.open_room()
             self._numbers[name] = number
             self._rooms.extend([None] * (number + 1 - len(self._rooms)))
-            self._rooms[number] = _Room(name, title, now, now)
+            room = self._rooms[number] = _Room(name, title, now, now)
+            if self._opened is not None:
+                self._opened(name)
         else:
             self._retitle(number, title)
-            # Before the join, so that the newcomer does not hear of itself.
-            self._tell(name, "member_joined", member, core.member_count(number) + 1, now)
+            room = self._room(number)
+        # Before the join, so that the newcomer does not hear of itself.
+        self._tell(room, "member_joined", member, core.member_count(number) + 1, now)
         core.join(member.conn, number)
-        self._room(number).updated_at = now
+        room.updated_at = now
         return Joined.NOW
 
     def leave(self, member: MemberT, name: str) -> bool:
@@ -168,36 +185,110 @@ class Rooms(Generic[MemberT]):
         room = self._room(number)
         remaining = self._core.member_count(number)
         now = self._clock.time()
-        if remaining:
-            room.updated_at = now
-            self._tell(room.name, "member_left", member, remaining, now)
-        else:
+        room.updated_at = now
+        if not remaining:
             del self._numbers[room.name]
             self._rooms[number] = None
             self._crowded.discard(room.name)
+            self._crowded_elsewhere.discard(room.name)
+            self._shared.discard(room.name)
             self._core.close_room(number)
+            if self._closed is not None:
+                self._closed(room.name)
+        self._tell(room, "member_left", member, remaining, now)
 
-    def _tell(self, name: str, action: str, member: MemberT, count: int, now: float) -> None:
-        if count > self._events_max:
-            self._crowded.add(name)
+    def _tell(self, room: _Room, action: str, member: MemberT, here: int, now: float) -> None:
+        """Tell the members of a room, here and elsewhere, that one came or went."""
+        if self._alone and here + (action == "member_left") <= 1:
+            return  # nobody is left, or nobody was there before
+        total = here + _elsewhere(room)
+        if total <= self._events_max:
+            frame = envelope.room_change(
+                action, room.name, connection_id=member.id, member_count=total, now=now
+            )
+        elif here:
+            self._crowded.add(room.name)
             return
-        self._publish(
-            name,
-            envelope.room_change(
-                action, name, connection_id=member.id, member_count=count, now=now
-            ),
-        )
+        else:
+            frame = envelope.room_count(room.name, member_count=total, now=now)
+        self._publish(room.name, frame, here)
 
     def tell_counts(self) -> None:
         """Tell large rooms how many they have become; to be called once a second."""
         crowded, self._crowded = self._crowded, set()
-        for name in crowded:
-            self._publish(
-                name,
-                envelope.room_count(
-                    name, member_count=self.member_count(name), now=self._clock.time()
-                ),
-            )
+        elsewhere, self._crowded_elsewhere = self._crowded_elsewhere, set()
+        now = self._clock.time()
+        for name in crowded | elsewhere:
+            number = self._numbers[name]
+            here = self._core.member_count(number)
+            total = here + _elsewhere(self._room(number))
+            frame = envelope.room_count(name, member_count=total, now=now)
+            if name in crowded:
+                self._publish(name, frame, here)
+            else:
+                # Who is elsewhere is told there.
+                self._core.fan_out(number, frame)
+
+    # ------------------------------------------------------------------------- members elsewhere
+
+    def heard_change(self, process_id: str, name: str, members: int, frame: bytes) -> None:
+        """Take a change of a room on another node, and tell the members here.
+
+        Args:
+            process_id: where somebody joined or left.
+            name: the room.
+            members: how many are in it there now.
+            frame: what that process tells, with its own view of how many there are in all.
+        """
+        number = self._numbers.get(name)
+        if number is None:
+            return
+        room = self._room(number)
+        self._set_elsewhere(room, process_id, members)
+        total = self._core.member_count(number) + _elsewhere(room)
+        told = None
+        if total <= self._events_max:
+            told = envelope.with_member_count(frame, total)
+        if told is None:
+            self._crowded_elsewhere.add(name)
+        else:
+            self._core.fan_out(number, told)
+
+    def set_elsewhere(
+        self, process_id: str, names: Iterable[str], counts: Mapping[str, int]
+    ) -> None:
+        """Take a process's answer to how many members it has in some rooms.
+
+        Args:
+            process_id: who answered.
+            names: the rooms it was asked for.
+            counts: its members; a room that is not named has none there.
+        """
+        for name in names:
+            number = self._numbers.get(name)
+            if number is not None:
+                self._set_elsewhere(self._room(number), process_id, counts.get(name, 0))
+
+    def forget_process(self, process_id: str) -> None:
+        """A process is gone with all its members: those who are left hear how many there are."""
+        for name in list(self._shared):
+            if self._set_elsewhere(self._room(self._numbers[name]), process_id, 0):
+                self._crowded_elsewhere.add(name)
+
+    def _set_elsewhere(self, room: _Room, process_id: str, members: int) -> bool:
+        """Note how many members a room has on a process; True when it was another number."""
+        before = room.elsewhere.get(process_id, 0) if room.elsewhere else 0
+        if members == before:
+            return False
+        elsewhere = {**(room.elsewhere or {}), process_id: members}
+        if not members:
+            del elsewhere[process_id]
+        room.elsewhere = elsewhere or None
+        if elsewhere:
+            self._shared.add(room.name)
+        else:
+            self._shared.discard(room.name)
+        return True
 
     def _retitle(self, number: int, title: str | None) -> None:
         if title is not None:
@@ -223,48 +314,27 @@ class Rooms(Generic[MemberT]):
         number = self._numbers.get(name)
         return 0 if number is None else self._core.member_count(number)
 
-    def page(
-        self,
-        start: int,
-        limit: int,
-        *,
-        kind: RoomType | None = None,
-        member: MemberT | None = None,
-    ) -> tuple[list[RoomInfo], int]:
-        """Describe some rooms, and say where to go on: for paging.
+    def count(self, kind: RoomType | None = None) -> int:
+        """Return how many rooms have members here, of one type or in all."""
+        if kind is None:
+            return len(self._numbers)
+        return sum(_type_of(name) == kind for name in self._numbers)
 
-        A room keeps its number as long as it exists, so what exists from the first page to the
-        last is seen once.
+    def count_first(self, process_id: str, kind: RoomType | None = None) -> int:
+        """Return how many rooms have no members on processes that come before this one.
+
+        Summed up over all processes, that counts each room once.
 
         Args:
-            start: 0 for the first page, else what the page before returned.
-            limit: how many at most.
+            process_id: of this process; they are ordered by their ids.
             kind: only rooms of this type.
-            member: only rooms that this connection is in.
-
-        Returns:
-            The rooms, and where to go on, or -1 when there are no more.
         """
-        found: list[RoomInfo] = []
-        numbers: Iterable[int] = range(max(start, 0), len(self._rooms))
-        if member is not None:
-            mine = self._core.rooms_of(member.conn)
-            numbers = sorted(number for number in mine if number >= start)
-        for number in numbers:
-            room = self._rooms[number]
-            if room is None or (kind is not None and kind != _type_of(room.name)):
-                continue
-            if len(found) == limit:
-                return found, number
-            found.append(self._describe(number, room))
-        return found, -1
-
-    def count(self, kind: RoomType | None = None, *, member: MemberT | None = None) -> int:
-        """Return how many rooms there are, of one type and of one connection or in all."""
-        names = self._numbers if member is None else self.names_of(member)
-        if kind is None:
-            return len(names)
-        return sum(_type_of(name) == kind for name in names)
+        elsewhere = sum(
+            (kind is None or _type_of(name) == kind)
+            and min(self._room(self._numbers[name]).elsewhere or (process_id,)) < process_id
+            for name in self._shared
+        )
+        return self.count(kind) - elsewhere
 
     def names(self) -> Iterable[str]:
         """Return the names of all rooms, oldest first."""
@@ -302,6 +372,10 @@ class Rooms(Generic[MemberT]):
             created_at=room.created_at,
             updated_at=room.updated_at,
         )
+
+
+def _elsewhere(room: _Room) -> int:
+    return sum(room.elsewhere.values()) if room.elsewhere else 0
 
 
 def _type_of(name: str) -> RoomType:

@@ -7,20 +7,19 @@ result names nodes that did not answer in time, so that a count is never silentl
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 from falcon_fast import envelope
 from falcon_fast.bus import Target
 from falcon_fast.codes import CloseReason
 from falcon_fast.directory import Directory
-from falcon_fast.errors import DirectoryUnavailable, NotFoundError
+from falcon_fast.errors import DirectoryUnavailable, NodesUnavailable, NotFoundError
 from falcon_fast.gateway import Gateway
 from falcon_fast.identity import new_id
+from falcon_fast.listings import ConnectionInfo, Listings, Page, RoomDetails
 from falcon_fast.rooms import RoomInfo, RoomType, user_room
-from falcon_fast.session import Session, State
 from falcon_fast.statistics import Statistics
 
 __all__ = [
@@ -39,56 +38,9 @@ DEFAULT_LIMIT: Final = 100
 MAX_LIMIT: Final = 1000
 """Entries of one page: a page is made in one go, and the loop must not stand still for it."""
 
-AT_A_TIME: Final = 16
-"""Entries made before the loop gets its turn."""
-
-_SLOTS: Final = 0xFFFF
-
-ItemT = TypeVar("ItemT")
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionInfo:
-    """A connection as an operator sees it; times are seconds since 1970.
-
-    Attributes:
-        last_ping: when the client was last heard of.
-    """
-
-    id: str
-    user_id: str
-    character_id: int
-    character_name: str
-    rooms: tuple[str, ...]
-    created_at: float
-    last_ping: float
-    node_id: str
-    remote_address: str
-
-
-@dataclass(frozen=True, slots=True)
-class RoomDetails:
-    """A room with its members' connection ids."""
-
-    info: RoomInfo
-    members: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Page(Generic[ItemT]):
-    """A part of a listing.
-
-    Attributes:
-        items: what was asked for.
-        total: how many there are on all pages, now.
-        next: where the next page begins, or None when this is the last one.
-        partial: ids of nodes that did not answer.
-    """
-
-    items: tuple[ItemT, ...]
-    total: int
-    next: int | None
-    partial: tuple[str, ...] = ()
+NO_CONNECTION: Final = "Connection not found"
+NO_ROOM: Final = "Room not found"
+NO_USER: Final = "No active connections found for user"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +66,7 @@ class Service:
     def __init__(self, gateway: Gateway, directory: Directory) -> None:
         self._gateway = gateway
         self._directory = directory
+        self._listings = Listings(gateway)
 
     # ------------------------------------------------------------------------------- connections
 
@@ -124,7 +77,7 @@ class Service:
         character_id: int | None = None,
         room_id: str | None = None,
         limit: int = DEFAULT_LIMIT,
-        start: int = 0,
+        start: str = "",
     ) -> Page[ConnectionInfo]:
         """List connections; filters combine with AND.
 
@@ -136,60 +89,14 @@ class Service:
             character_id: only those whose token names this character.
             room_id: only those in this room.
             limit: entries, 1 to `MAX_LIMIT`.
-            start: 0, or `Page.next` of the page before.
+            start: empty, or `Page.next` of the page before.
         """
-        limit = min(max(limit, 1), MAX_LIMIT)
-        core = self._gateway.core
-        if user_id is None and character_id is None and room_id is None:
-            sessions, following = core.owners_from(start, limit)
-            return await self._connection_page(sessions, core.count, following)
-        found = self._matching(user_id, character_id, room_id)
-        rest = [session for session in found if session.conn & _SLOTS >= start]
-        following = rest[limit].conn & _SLOTS if len(rest) > limit else -1
-        return await self._connection_page(rest[:limit], len(found), following)
-
-    async def _connection_page(
-        self, sessions: list[Session], total: int, following: int
-    ) -> Page[ConnectionInfo]:
-        items = []
-        for number, session in enumerate(sessions, 1):
-            if session.state is not State.CLOSED:
-                items.append(self._describe(session))
-            if number % AT_A_TIME == 0:
-                # Clients' messages go first; who is closed meanwhile is left out.
-                await asyncio.sleep(0)
-        return Page(tuple(items), total, following if following >= 0 else None)
-
-    def _matching(
-        self, user_id: str | None, character_id: int | None, room_id: str | None
-    ) -> list[Session]:
-        rooms = self._gateway.rooms
-        if user_id is not None:
-            found = rooms.members(user_room(user_id))
-            if room_id is not None:
-                found = [session for session in found if rooms.is_member(session, room_id)]
-        elif room_id is not None:
-            found = rooms.members(room_id)
-        else:
-            found = self._gateway.core.owners()
-        if character_id is not None:
-            found = [one for one in found if one.identity.character_id == character_id]
-        return found
-
-    def _describe(self, session: Session) -> ConnectionInfo:
-        gateway, identity = self._gateway, session.identity
-        ago = gateway.clock.monotonic() - gateway.core.last_seen(session.conn)
-        return ConnectionInfo(
-            id=session.id,
-            user_id=identity.user_id,
-            character_id=identity.character_id,
-            character_name=identity.character_name,
-            rooms=tuple(gateway.rooms.names_of(session)),
-            created_at=session.created_at,
-            # Not before it was there: the core rounds to milliseconds.
-            last_ping=max(session.created_at, gateway.clock.time() - max(0.0, ago)),
-            node_id=gateway.node_id,
-            remote_address=session.remote_address,
+        return await self._listings.connections(
+            user_id=user_id,
+            character_id=character_id,
+            room_id=room_id,
+            limit=min(max(limit, 1), MAX_LIMIT),
+            start=start,
         )
 
     async def get_connection(self, connection_id: str) -> ConnectionInfo:
@@ -197,22 +104,27 @@ class Service:
 
         Raises:
             NotFoundError: there is none of that id.
+            NodesUnavailable: none was found, but not all nodes have answered.
         """
-        return self._describe(self._connection(connection_id))
+        info, answers = await self._listings.connection(connection_id)
+        if info is None:
+            raise _missing(NO_CONNECTION, answers.missing)
+        return info
 
     async def close_connection(self, connection_id: str) -> None:
         """Close a connection with 4403, which tells its client not to come back by itself.
 
         Raises:
             NotFoundError: there is none of that id.
+            NodesUnavailable: none was found, but not all nodes have answered.
         """
-        self._connection(connection_id).close(CloseReason.KICKED)
-
-    def _connection(self, connection_id: str) -> Session:
         session = self._gateway.find(connection_id)
-        if session is None:
-            raise NotFoundError("Connection not found")
-        return session
+        if session is not None:
+            session.close(CloseReason.KICKED)
+            return
+        closed, missing = await self._gateway.neighbours.close(connection_id, CloseReason.KICKED)
+        if not closed:
+            raise _missing(NO_CONNECTION, missing)
 
     # ------------------------------------------------------------------------------------- rooms
 
@@ -222,39 +134,31 @@ class Service:
         kind: RoomType | None = None,
         member_id: str | None = None,
         limit: int = DEFAULT_LIMIT,
-        start: int = 0,
+        start: str = "",
     ) -> Page[RoomInfo]:
-        """List rooms; filters combine with AND.
+        """List rooms by name; filters combine with AND.
 
         Args:
             kind: only personal rooms, or only group rooms.
             member_id: only rooms this connection is in.
             limit: entries, 1 to `MAX_LIMIT`.
-            start: 0, or `Page.next` of the page before.
+            start: empty, or `Page.next` of the page before.
         """
-        limit = min(max(limit, 1), MAX_LIMIT)
-        rooms = self._gateway.rooms
-        if member_id is None:
-            found, following = rooms.page(start, limit, kind=kind)
-            return Page(tuple(found), rooms.count(kind), following if following >= 0 else None)
-        session = self._gateway.find(member_id)
-        if session is None:
-            return Page((), 0, None)
-        found, following = rooms.page(start, limit, kind=kind, member=session)
-        total = rooms.count(kind, member=session)
-        return Page(tuple(found), total, following if following >= 0 else None)
+        return await self._listings.rooms(
+            kind=kind, member_id=member_id, limit=min(max(limit, 1), MAX_LIMIT), start=start
+        )
 
     async def get_room(self, room_id: str) -> RoomDetails:
         """Describe a room and its members.
 
         Raises:
             NotFoundError: there is no such room, which is to say that it has no members.
+            NodesUnavailable: none was found, but not all nodes have answered.
         """
-        info = self._gateway.rooms.info(room_id)
-        if info is None:
-            raise NotFoundError("Room not found")
-        members = self._gateway.rooms.members(room_id)
-        return RoomDetails(info, tuple(session.id for session in members))
+        details, missing = await self._listings.room(room_id)
+        if details is None:
+            raise _missing(NO_ROOM, missing)
+        return details
 
     # ---------------------------------------------------------------------------------- messages
 
@@ -269,7 +173,7 @@ class Service:
             ValueError: the type is none of the ten, or the data cannot be JSON.
             BusUnavailable: other nodes were not told; this node's connections were.
         """
-        return self._send(Target.ALL, "", kind, data)
+        return await self._send(Target.ALL, "", kind, data)
 
     async def send_to_connection(
         self, connection_id: str, kind: str, data: Mapping[str, object]
@@ -278,35 +182,44 @@ class Service:
 
         Raises:
             NotFoundError: there is none of that id.
+            NodesUnavailable: none was found, but not all nodes have answered.
         """
-        self._connection(connection_id)
-        return self._send(Target.CONNECTION, connection_id, kind, data, to=connection_id)
+        return await self._send(
+            Target.CONNECTION, connection_id, kind, data, to=connection_id, missing=NO_CONNECTION
+        )
 
     async def send_to_user(self, user_id: str, kind: str, data: Mapping[str, object]) -> SendResult:
         """Send a message to all connections of a user; see `broadcast`.
 
         Raises:
             NotFoundError: the user has none.
+            NodesUnavailable: none was found, but not all nodes have answered.
         """
-        if user_room(user_id) not in self._gateway.rooms:
-            raise NotFoundError("No active connections found for user")
-        return self._send(Target.USER, user_id, kind, data, to=user_room(user_id))
+        return await self._send(
+            Target.USER,
+            user_id,
+            kind,
+            data,
+            to=user_room(user_id),
+            missing=NO_USER,
+        )
 
     async def send_to_room(self, room_id: str, kind: str, data: Mapping[str, object]) -> SendResult:
         """Send a message to all members of a room; see `broadcast`.
 
         Raises:
             NotFoundError: there is no such room.
+            NodesUnavailable: none was found, but not all nodes have answered.
         """
-        if room_id not in self._gateway.rooms:
-            raise NotFoundError("Room not found")
-        return self._send(Target.ROOM, room_id, kind, data, room=room_id)
+        return await self._send(Target.ROOM, room_id, kind, data, room=room_id, missing=NO_ROOM)
 
     async def send_system_message(
         self, text: str, data: Mapping[str, object] | None = None
     ) -> SendResult:
         """Send a `system_notification` with a text to every connection; see `broadcast`."""
-        return self._send(Target.ALL, "", "system_notification", {**(data or {}), "message": text})
+        return await self._send(
+            Target.ALL, "", "system_notification", {**(data or {}), "message": text}
+        )
 
     async def broadcast_user_profile_update(
         self, user_id: str, character_id: int, profile: Mapping[str, object]
@@ -318,7 +231,7 @@ class Service:
             character_id: whose profile it is.
             profile: what it has become, JSON values.
         """
-        return self._send(
+        return await self._send(
             Target.USER,
             user_id,
             "user_profile_update",
@@ -359,7 +272,7 @@ class Service:
             user_id, character_id, group_id, group_name, joined=joined
         )
 
-    def _send(
+    async def _send(
         self,
         target: Target,
         ident: str,
@@ -368,6 +281,7 @@ class Service:
         *,
         room: str | None = None,
         to: str | None = None,
+        missing: str | None = None,
     ) -> SendResult:
         if kind not in envelope.BROADCAST_TYPES:
             expected = ", ".join(sorted(envelope.BROADCAST_TYPES))
@@ -378,8 +292,11 @@ class Service:
             frame = envelope.encode(kind, now=now, id=message_id, room=room, to=to, data=data)
         except TypeError as error:
             raise ValueError(f"data must be JSON: {error}") from error
-        count = self._gateway.send(target, ident, frame)
-        return SendResult(message_id, count, now)
+        sent = await self._gateway.send(target, ident, frame)
+        if missing is not None and not sent.connections and not sent.strangers:
+            raise _missing(missing, sent.missing)
+        partial = tuple(sorted({*sent.missing, *sent.strangers}))
+        return SendResult(message_id, sent.connections, now, partial)
 
     # ------------------------------------------------------------------------------------ status
 
@@ -394,3 +311,8 @@ class Service:
     async def drain(self) -> None:
         """Refuse new connections and ask everybody to come back elsewhere; see `Gateway.drain`."""
         await self._gateway.drain()
+
+
+def _missing(what: str, nodes: tuple[str, ...]) -> NotFoundError | NodesUnavailable:
+    """Return the error for what nobody has who answered."""
+    return NodesUnavailable(nodes) if nodes else NotFoundError(what)

@@ -71,6 +71,31 @@ class Host(Protocol):
     def refresh(self, session: Session) -> None:
         """Read the groups of a session's user again, soon."""
 
+    @property
+    def has_others(self) -> bool:
+        """Whether there are other processes with connections."""
+
+    def direct_elsewhere(
+        self,
+        session: Session,
+        ident: str | None,
+        to: str,
+        message: bytes,
+        *,
+        found: bool,
+        shared: bool,
+    ) -> None:
+        """Pass a direct message on to other processes, then call `Session.directed`.
+
+        Args:
+            session: the sender.
+            ident: the message's id.
+            to: the receiver.
+            message: the frame.
+            found: whether the receiver is here too.
+            shared: whether it was delivered here.
+        """
+
 
 class Session:
     """A connection and its user.
@@ -263,18 +288,46 @@ class Session:
             self._direct(frame, frame.to)
 
     def _direct(self, frame: ClientFrame, to: str) -> None:
+        """Pass a message on to a connection or a user, here or on other nodes."""
         host = self._host
         if to.startswith("user:"):
-            found, target, ident = host.rooms.members(to), Target.USER, to.removeprefix("user:")
+            here = host.rooms.members(to)
         else:
             other = host.find(to)
-            found, target, ident = [other] if other else [], Target.CONNECTION, to
-        if not found:
-            raise EnvelopeError(ReplyCode.NOT_FOUND, "no such connection or user is there")
-        if not any(host.rooms.share(self, other) for other in found):
-            raise _not_allowed("you share no room with the receiver")
-        host.publish(target, ident, self._passed_on(frame))
-        self._ack(frame)
+            here = [other] if other else []
+        shared = any(host.rooms.share(self, other) for other in here)
+        message = self._passed_on(frame)
+        if shared:
+            for other in here:
+                other.send(message)
+        if host.has_others and not (here and not to.startswith("user:")):
+            # A user may be elsewhere too; who gets it is looked at there in the same way.
+            host.direct_elsewhere(self, frame.id, to, message, found=bool(here), shared=shared)
+        else:
+            self.directed(frame.id, found=bool(here), shared=shared, missing=())
+
+    def directed(
+        self, ident: str | None, *, found: bool, shared: bool, missing: tuple[str, ...]
+    ) -> None:
+        """Answer a direct message when it is known what became of it.
+
+        Args:
+            ident: the message's id.
+            found: whether the receiver is there.
+            shared: whether it was delivered, the receiver being in a room of ours.
+            missing: nodes that did not say.
+        """
+        if shared:
+            if ident is not None:
+                self.send(envelope.encode(envelope.ACK, now=self._host.clock.time(), id=ident))
+        elif missing:
+            self._reply_error(
+                ident, ReplyCode.UNAVAILABLE, "other nodes could not be asked for the receiver"
+            )
+        elif found:
+            self._reply_error(ident, ReplyCode.FORBIDDEN, "you share no room with the receiver")
+        else:
+            self._reply_error(ident, ReplyCode.NOT_FOUND, "no such connection or user is there")
 
     def _passed_on(self, frame: ClientFrame) -> bytes:
         return envelope.encode(

@@ -19,6 +19,10 @@ _MESSAGES: Final[dict[Health, str]] = {
     "unhealthy": "WebSocket module is leaving",
 }
 
+_CUT_OFF: Final = (
+    "WebSocket module is running; other nodes are out of reach, messages stay on this node"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
@@ -72,6 +76,7 @@ def status_document(
     node_id: str,
     nodes: int,
     websocket_url: str | None,
+    is_alone: bool = False,
 ) -> dict[str, object]:
     """Return what `GET /websocket/status` answers, ready for JSON."""
     last = statistics.last_connection_time
@@ -86,7 +91,7 @@ def status_document(
             "messages_broadcast": statistics.messages_broadcast,
             "last_connection_time": None if last is None else rfc3339(last),
         },
-        "message": _MESSAGES[health],
+        "message": _CUT_OFF if health == "degraded" and is_alone else _MESSAGES[health],
         "node_id": node_id,
         "nodes": nodes,
     }

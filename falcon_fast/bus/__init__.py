@@ -14,9 +14,9 @@ Guarantee
     on the other nodes, what this one could not send.
 
 Who may call when
-    Everything is called on the loop's thread between `start` and `close`. `publish` and `tell` never
-    wait. The bus calls its receiver on the loop's thread and, but for the local delivery within
-    `publish`, never from inside a call of its own methods.
+    Everything is called on the loop's thread between `start` and `close`. `publish` and `tell`
+    never wait. The bus calls its receiver on the loop's thread and, but for the local delivery
+    within `publish`, never from inside a call of its own methods.
 
 What it raises
     :class:`~falcon_fast.errors.BusUnavailable` where it is known that other nodes are not told.
@@ -65,7 +65,7 @@ class BusStatistics:
     Attributes:
         published: Messages handed to the link.
         unpublished: Messages that other nodes were not told of, for want of a link.
-        unconfirmed: Messages whose link broke before it confirmed them; others may have them or not.
+        unconfirmed: Messages whose link broke before it confirmed them: maybe sent, maybe not.
         received: Messages taken from the link, but for our own.
         ignored: Of those, messages that nobody here is meant by.
         refused: Of those, messages that are no valid messages.
@@ -74,7 +74,7 @@ class BusStatistics:
         reconnects: How often a link was made again.
         octets_in: Octets read from the link.
         octets_out: Octets written to the link.
-        probe_seconds: How long the latest probe took through the bus and back; None before the first.
+        probe_seconds: How long the latest probe took through the bus and back, None before one.
     """
 
     published: int = 0
@@ -178,9 +178,11 @@ class Bus(Protocol):
         Args:
             target: whom it is for.
             ident: of the room, connection or user; empty for everybody.
-            frame: one JSON object with at least a `type`. One for a user has the user's id in
-                `data.user_id`, and one for a room or a connection has its id in `room` or `to`:
-                that is how nodes of the original program find out whom it is for.
+            frame: one JSON object with at least a `type`. One for a room or a connection has its
+                id in `room` or `to`. Nodes of the original program find out by `data.user_id` whom
+                one for a user is for: the bus puts it there for the way, and takes it out again
+                (or puts back what was there) before anybody here or on another node of ours gets
+                it. All clients of ours get the octets that came in here, or the same JSON.
             members: of this node, for a frame that tells of a room's change; see
                 `Receiver.counted`.
             receipt: asks every other node to call `Receiver.confirm` with it, at most 64 ASCII
@@ -221,6 +223,9 @@ class Bus(Protocol):
 
     def unfollow(self, room: str) -> None:
         """Say that a room has no members here any more; its messages may go on for a while."""
+
+    def shard_of(self, room: str) -> int | None:
+        """Return the shard that a room's messages go through, None where there are no shards."""
 
     def strangers(self) -> tuple[str, ...]:
         """Return the ids of nodes of the original program heard of lately, which answer nothing."""

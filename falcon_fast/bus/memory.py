@@ -51,6 +51,9 @@ class MemoryBus:
     def unfollow(self, room: str) -> None:
         """See `Bus.unfollow`."""
 
+    def shard_of(self, room: str) -> None:
+        """See `Bus.shard_of`."""
+
     def strangers(self) -> tuple[str, ...]:
         """See `Bus.strangers`."""
         return ()

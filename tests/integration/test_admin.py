@@ -58,7 +58,7 @@ class Fake(Service):
         character_id: int | None = None,
         room_id: str | None = None,
         limit: int = 100,
-        start: int = 0,
+        start: str = "",
     ) -> Page[ConnectionInfo]:
         return Page((), 5, None, ("node-2",))
 

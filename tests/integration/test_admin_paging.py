@@ -101,7 +101,7 @@ def test_w06_a_cursor_belongs_to_its_listing(server: ServerProcess, admin: Admin
         f"/websocket/rooms?cursor={cursor}",
         f"/websocket/connections?cursor={cursor[:-1]}",
         f"/websocket/connections?cursor={cursor}A",
-        f"/websocket/connections?cursor={'B' if cursor[3] == 'A' else 'A'}{cursor[1:]}",
+        f"/websocket/connections?cursor={'B' if cursor[0] == 'A' else 'A'}{cursor[1:]}",
     ):
         assert admin.get(path).locations == ["query.cursor"]
     for client in clients:

@@ -64,8 +64,16 @@ class CutBus(MemoryBus):
 
     cut = False
 
-    def publish(self, target: Target, ident: str, frame: bytes) -> int:
-        reached = super().publish(target, ident, frame)
+    def publish(
+        self,
+        target: Target,
+        ident: str,
+        frame: bytes,
+        *,
+        members: int | None = None,
+        receipt: str | None = None,
+    ) -> int:
+        reached = super().publish(target, ident, frame, members=members, receipt=receipt)
         if self.cut:
             raise BusUnavailable("other nodes were not told")
         return reached

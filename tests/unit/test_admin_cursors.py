@@ -15,15 +15,15 @@ FILTERS = {"user_id": "alice", "character_id": None}
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(0, 2**64 - 1))
-def test_a_position_comes_back(position: int) -> None:
+@given(st.text(min_size=1, max_size=64))
+def test_a_position_comes_back(position: str) -> None:
     cursor = CURSORS.write("rooms", FILTERS, position)
     assert CURSORS.read("rooms", FILTERS, cursor) == position
     assert set(cursor) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 
 
 def test_z09_every_change_of_one_character_is_seen() -> None:
-    cursor = CURSORS.write("rooms", FILTERS, 1000)
+    cursor = CURSORS.write("rooms", FILTERS, "user:ann")
     changed = [
         cursor[:at] + other + cursor[at + 1 :]
         for at in range(len(cursor))
@@ -48,7 +48,7 @@ def test_z09_every_change_of_one_character_is_seen() -> None:
 def test_a_cursor_belongs_to_one_listing(
     kind: str, filters: dict[str, object], server: Cursors
 ) -> None:
-    cursor = CURSORS.write("rooms", FILTERS, 7)
+    cursor = CURSORS.write("rooms", FILTERS, "7")
     with pytest.raises(ValueError, match="another listing"):
         server.read(kind, filters, cursor)
 
@@ -62,10 +62,10 @@ def test_a_cursor_belongs_to_one_listing(
         "é",
         "a b",
         "=" * 26,
-        CURSORS.write("rooms", FILTERS, 7) + "=",
-        CURSORS.write("rooms", FILTERS, 7) + "A",
-        CURSORS.write("rooms", FILTERS, 7)[:-1],
-        base64.urlsafe_b64encode(b"\x02" + bytes(18)).decode(),
+        CURSORS.write("rooms", FILTERS, "7") + "=",
+        CURSORS.write("rooms", FILTERS, "7") + "A",
+        CURSORS.write("rooms", FILTERS, "7")[:-1],
+        base64.urlsafe_b64encode(b"\x02" + bytes(10)).decode(),
     ],
 )
 def test_z09_other_texts_are_no_cursors(cursor: str) -> None:

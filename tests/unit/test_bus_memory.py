@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from falcon_fast.bus import Bus, Target
+from falcon_fast.bus import Bus, BusStatistics, Target
 from falcon_fast.bus.memory import MemoryBus
 
+from ..support.bus import FakeReceiver
 
-class Receiver:
+
+class Receiver(FakeReceiver):
     def __init__(self) -> None:
+        super().__init__()
         self.got: list[tuple[Target, str, bytes]] = []
 
-    def __call__(self, target: Target, ident: str, frame: bytes) -> int:
+    def deliver(self, target: Target, ident: str, frame: bytes) -> int:
         self.got.append((target, ident, frame))
         return len(self.got)
 
@@ -39,12 +42,27 @@ async def test_publishing_from_inside_a_delivery() -> None:
     bus = MemoryBus()
     order: list[bytes] = []
 
-    def deliver(target: Target, ident: str, frame: bytes) -> int:
-        order.append(frame)
-        if frame == b"1":
-            bus.publish(target, ident, b"2")
-        return 1
+    class Echoing(FakeReceiver):
+        def deliver(self, target: Target, ident: str, frame: bytes) -> int:
+            order.append(frame)
+            if frame == b"1":
+                bus.publish(target, ident, b"2")
+            return 1
 
-    await bus.start(deliver)
+    await bus.start(Echoing())
     assert bus.publish(Target.ROOM, "group:a", b"1") == 1
     assert order == [b"1", b"2"]
+
+
+async def test_there_is_nobody_else() -> None:
+    bus: Bus = MemoryBus()
+    await bus.start(FakeReceiver())
+    assert bus.is_available
+    bus.tell(b"{}")
+    assert bus.reaches_all(Target.ROOM)
+    assert bus.hears(Target.ROOM, "group:a")
+    assert bus.follow("group:a") is None
+    bus.unfollow("group:a")
+    assert bus.shard_of("group:a") is None
+    assert bus.strangers() == ()
+    assert bus.statistics() == BusStatistics()

@@ -27,6 +27,7 @@ def test_every_public_name_is_a_falcon_error() -> None:
         "DirectoryUnavailable",
         "EnvelopeError",
         "FalconError",
+        "NodesUnavailable",
         "NotFoundError",
         "SettingsError",
     ]

@@ -731,7 +731,7 @@ async def test_the_status_of_a_node(make: Callable[..., Node]) -> None:
     (await node.connect("bob", FLEET)).leave()
     connected = node.clock.time()
     await ann.ask({"type": "heartbeat"})
-    node.gateway.send(Target.USER, "ann", b"{}")
+    await node.gateway.send(Target.USER, "ann", b"{}")
     status = node.gateway.status()
     stats = cast("dict[str, object]", status["stats"])
     # Two welcomes, two lists of rooms, member_joined and member_left, the reply, the send.

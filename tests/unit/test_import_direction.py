@@ -22,11 +22,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("envelope", "logs", "settings", "statistics"),
     ("bus", "directory"),
     (
-        *("auth", "handshake", "head", "presence", "rooms", "session", "throttle"),
+        *("auth", "cluster", "handshake", "head", "presence", "rooms", "session", "throttle"),
         *("bus.memory", "directory.sqlite", "directory.sqlite_store"),
     ),
-    ("driver", "gateway", "upgrade"),
-    ("metrics", "service"),
+    ("driver", "gateway", "neighbours", "upgrade"),
+    ("listings", "metrics", "service"),
     (
         *("admin", "admin.app", "admin.cursors", "admin.examples", "admin.listener"),
         *(

@@ -139,7 +139,7 @@ async def test_what_a_node_did_is_what_a_scrape_says(node: Node, metrics: Metric
     node.gateway.refused(NO_TOKEN)
     ann.put(text(f'{{"type":"message","room":"group:{room.id}","data":{{"n":1}}}}'))
     await turns()
-    node.gateway.send(Target.USER, "bob", b"{}")
+    await node.gateway.send(Target.USER, "bob", b"{}")
     await turns()
     bob.leave()
     await turns()

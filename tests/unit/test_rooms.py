@@ -9,7 +9,7 @@ import pytest
 
 from falcon_fast._core import Core
 from falcon_fast.codes import CloseReason, close_table
-from falcon_fast.rooms import Joined, RoomInfo, Rooms, RoomType, group_room, user_room
+from falcon_fast.rooms import Joined, RoomInfo, Rooms, group_room, user_room
 
 from ..support.clock import FakeClock
 from ..support.gateway import Json, strict
@@ -61,7 +61,8 @@ class House:
     def _on_error(self, error: BaseException) -> None:
         raise AssertionError from error
 
-    def _publish(self, name: str, frame: bytes) -> None:
+    def _publish(self, name: str, frame: bytes, members: int) -> None:
+        assert members == self.rooms.member_count(name) + ("member_joined" in frame.decode())
         self.published.append((name, strict(frame)))
         self.rooms.fan_out(name, frame)
 
@@ -244,22 +245,8 @@ def test_a_number_that_is_not_in_use_is_a_mistake() -> None:
         house.rooms._room(1)
 
 
-def test_pages_of_rooms() -> None:
+def test_rooms_are_counted_by_type() -> None:
     house = House()
-    ann = house.member("ann", "user:ann", HALL, CELLAR)
+    house.member("ann", "user:ann", HALL)
     house.member("bob", "user:bob")
-
-    def page(start: int, limit: int, kind: RoomType | None = None) -> tuple[list[str], int]:
-        found, after = house.rooms.page(start, limit, kind=kind)
-        assert [house.rooms.info(info.id) for info in found] == found
-        return [info.id for info in found], after
-
-    first, after = page(0, 2)
-    assert first == ["user:ann", HALL]
-    # A room that goes away in between moves nobody.
-    house.rooms.leave(ann, HALL)
-    assert page(after, 2) == ([CELLAR, "user:bob"], -1)
-    assert page(-5, 10, "personal") == (["user:ann", "user:bob"], -1)
-    assert page(0, 10, "group") == ([CELLAR], -1)
-    assert page(99, 10) == ([], -1)
     assert (house.rooms.count(), house.rooms.count("group")) == (3, 1)
