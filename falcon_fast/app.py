@@ -28,6 +28,7 @@ from falcon_fast.errors import FalconError, SettingsError
 from falcon_fast.gateway import Gateway
 from falcon_fast.logs import set_up_logging
 from falcon_fast.metrics import Metrics
+from falcon_fast.redis_url import parse_redis_url
 from falcon_fast.service import Service
 from falcon_fast.settings import Settings
 
@@ -288,6 +289,9 @@ def secrets_of(settings: Settings) -> set[str]:
             with contextlib.suppress(ValueError):
                 password = urlsplit(uri).password or ""
                 secrets |= {password, unquote(password)}
+    if settings.redis_url is not None:
+        with contextlib.suppress(ValueError):
+            secrets |= parse_redis_url(settings.redis_url).secrets
     return secrets
 
 

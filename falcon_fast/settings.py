@@ -21,6 +21,7 @@ from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from falcon_fast.errors import SettingsError
+from falcon_fast.redis_url import parse_redis_url
 
 __all__ = [
     "MIN_SECRET_BYTES",
@@ -453,6 +454,18 @@ def _url(*schemes: str, plain: bool = False) -> Kind:
     return Kind(f"a URL that begins with {names}", parse)
 
 
+def _redis() -> Kind:
+    def parse(text: str) -> str:
+        parse_redis_url(text)
+        return text
+
+    return Kind(
+        "a URL that begins with redis:// or rediss:// (TLS), unix://, redis+sentinel:// or "
+        "redis+cluster://",
+        parse,
+    )
+
+
 def _path() -> Kind:
     pattern = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 
@@ -716,7 +729,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting(
         name="REDIS_URL",
         field="redis_url",
-        kind=_url("redis", "rediss", "unix"),
+        kind=_redis(),
         secret=True,
         meaning="Nodes talk to each other over this Redis; without it there is one node.",
     ),

@@ -18,12 +18,13 @@ from ..support import ROOT
 
 # Low to high. A module may import what is below it; within a layer, whatever makes no circle.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("_core", "_version", "clock", "codes", "errors", "identity"),
+    ("_core", "_version", "clock", "codes", "errors", "identity", "redis_url"),
     ("envelope", "logs", "settings", "statistics"),
     ("bus", "directory"),
     (
         *("auth", "cluster", "handshake", "head", "presence", "rooms", "session", "throttle"),
-        *("bus.memory", "directory.sqlite", "directory.sqlite_store"),
+        *("directory.sqlite", "directory.sqlite_store"),
+        *("bus.memory", "bus.redis_address"),
     ),
     ("driver", "gateway", "neighbours", "upgrade"),
     ("listings", "metrics", "service"),
@@ -59,6 +60,7 @@ PURE = frozenset(
         "handshake",
         "head",
         "identity",
+        "redis_url",
         "settings",
         "statistics",
     }
@@ -76,7 +78,7 @@ ROOMS_OF_PACKAGES: dict[str, frozenset[str]] = {
     "pydantic": frozenset({"admin.*"}),
     "prometheus_client": frozenset({"metrics"}),
     "pymongo": frozenset({"directory.mongo"}),
-    "redis": frozenset({"bus.redis"}),
+    "redis": frozenset({"bus.redis_address"}),
     "sqlite3": frozenset({"directory.sqlite", "directory.sqlite_store"}),
 }
 
