@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final, Literal
@@ -314,7 +314,10 @@ def upgrade(request: Request) -> tuple[str, str | None] | Refuse:
     keys = request.get_all("sec-websocket-key")
     if len(keys) != 1 or _KEY.fullmatch(keys[0]) is None:
         return BAD_KEY
-    offers = _elements(request.get_all("sec-websocket-protocol"))
+    protocols = request.get_all("sec-websocket-protocol")
+    if not protocols:
+        return keys[0], None
+    offers = _elements(protocols)
     if _TOKENS.fullmatch("".join(offers)) is None:
         return BAD_SUBPROTOCOL
     return keys[0], SUBPROTOCOL if SUBPROTOCOL in offers else None
@@ -423,8 +426,10 @@ def _elements(values: Iterable[str]) -> list[str]:
     return [element.strip(" \t") for value in values for element in value.split(",")]
 
 
-def _lists(values: Iterable[str], wanted: str, grammar: re.Pattern[str]) -> bool:
+def _lists(values: Sequence[str], wanted: str, grammar: re.Pattern[str]) -> bool:
     """Tell whether a list header is well-formed and holds a token, in any case."""
+    if len(values) == 1 and values[0].lower() == wanted:
+        return True  # what nearly everybody sends
     elements = _elements(values)
     if grammar.fullmatch("".join(elements)) is None:
         return False

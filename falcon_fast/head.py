@@ -105,7 +105,7 @@ class Request:
     target: str
     path: str
     headers: tuple[tuple[str, str], ...]
-    _by_name: dict[str, list[str]] = field(
+    _by_name: dict[str, tuple[str, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -113,7 +113,7 @@ class Request:
         # A decision asks for a dozen names.
         by_name = self._by_name
         for name, value in self.headers:
-            by_name.setdefault(name, []).append(value)
+            by_name[name] = (*by_name[name], value) if name in by_name else (value,)
 
     def get_all(self, name: str) -> tuple[str, ...]:
         """Return every value sent under a name, in the order sent.
@@ -121,7 +121,7 @@ class Request:
         Args:
             name: The header's name in lower case.
         """
-        return tuple(self._by_name.get(name, ()))
+        return self._by_name.get(name, ())
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,17 @@ picows' server protocol does the opening handshake, but cannot stand at the door
 oversized heads without an answer, echoes its own error texts, refuses the `Connection` header that
 Firefox sends, and swallows octets that arrive behind the head. So a `HeadReader` reads the head
 under its limits and its deadline and has it decided. A refusal is answered here, with constant
-octets. For a request that is accepted, picows gets a canonical head made of what was checked,
-computes the answer and writes the 101; then the connection is handed over to the core (`adopt`),
-together with whatever arrived early.
+octets. The 101 is picows' too, but not computed anew for everybody: picows answers one canonical
+head of each kind, and in that answer only the accept value differs from client to client. Then the
+connection is handed over to the core (`adopt`), together with whatever arrived early.
 """
 
 from __future__ import annotations
 
 import asyncio
+import binascii
+import functools
+import hashlib
 import logging
 import os
 import socket
@@ -46,6 +49,10 @@ BACKLOG: Final = 4096
 """Connections the kernel may hold for us while the loop is busy."""
 
 END_OF_HEAD: Final = b"\r\n\r\n"
+
+SAMPLE_KEY: Final = "dGhlIHNhbXBsZSBub25jZQ=="
+GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+"""RFC 6455 section 1.3: a key, and what is put behind each key to make its accept value."""
 
 log = logging.getLogger(__name__)
 
@@ -96,16 +103,12 @@ class _Quiet:
 
 
 class _Pen:
-    """The transport picows sees while it answers: it writes through, and nothing else.
+    """The transport picows sees while it answers: keeps what is written, and does nothing."""
 
-    picows asks a new transport for addresses, buffer sizes and socket options, each a system call
-    that says nothing we need.
-    """
+    __slots__ = ("written",)
 
-    __slots__ = ("_transport",)
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
+    def __init__(self) -> None:
+        self.written = b""
 
     def get_extra_info(self, name: str) -> object:
         return self if name == "socket" else None
@@ -120,10 +123,10 @@ class _Pen:
         return -1
 
     def get_write_buffer_size(self) -> int:
-        return self._transport.get_write_buffer_size()
+        return 0
 
     def write(self, data: bytes | bytearray) -> None:
-        self._transport.write(data)
+        self.written += data
 
 
 class _Listener(WSListener):
@@ -136,6 +139,63 @@ class _Listener(WSListener):
 
 
 _QUIET: Final = _Quiet()
+
+
+def switching(key: str, subprotocol: str | None) -> bytes:
+    """Return the 101 for a client's key.
+
+    Args:
+        key: the Sec-WebSocket-Key, checked.
+        subprotocol: the one that was agreed on, or None.
+    """
+    before, behind = _pattern(subprotocol)
+    return before + _accept_value(key) + behind
+
+
+def _accept_value(key: str) -> bytes:
+    # RFC 6455 section 4.2.2, step 5.4.
+    digest = hashlib.sha1(key.encode() + GUID, usedforsecurity=False).digest()
+    return binascii.b2a_base64(digest, newline=False)
+
+
+@functools.lru_cache(maxsize=8)
+def _pattern(subprotocol: str | None) -> tuple[bytes, bytes]:
+    """Have picows answer the sample key, and cut its answer where the accept value stands.
+
+    Its protocol object, made for each connection, would be a third of what an upgrade costs.
+    """
+    headers = {"Sec-WebSocket-Protocol": subprotocol} if subprotocol else None
+    listener = _Listener()
+    response = WSUpgradeResponse.create_101_response(headers)
+    answerer = WSProtocol(
+        None,  # host and port: a client's
+        None,  # path: a client's
+        False,  # is_client_side
+        lambda _request: WSUpgradeResponseWithListener(response, listener),
+        _QUIET,
+        True,  # disconnect_on_exception
+        None,  # websocket_handshake_timeout: ours has been running since the accept
+        False,  # enable_auto_ping
+        1.0,
+        1.0,
+        WSAutoPingStrategy.PING_WHEN_IDLE,
+        False,  # enable_auto_pong
+        2048,  # max_frame_size
+        None,  # extra_headers: a client's
+        2048,  # read_buffer_init_size
+    )
+    pen = _Pen()
+    answerer.connection_made(pen)
+    head = (
+        b"GET / HTTP/1.1\r\nHost: falcon\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + SAMPLE_KEY.encode() + END_OF_HEAD
+    )
+    answerer.get_buffer(-1)[: len(head)] = head
+    answerer.buffer_updated(len(head))
+    before, found, behind = pen.written.partition(_accept_value(SAMPLE_KEY))
+    if not listener.upgraded or not found:
+        raise RuntimeError("picows did not complete the opening handshake")
+    return before, behind
 
 
 class HeadReader(asyncio.BufferedProtocol):
@@ -253,35 +313,7 @@ class HeadReader(asyncio.BufferedProtocol):
             transport.close()
 
     def _upgrade(self, accept: Accept, transport: asyncio.Transport) -> None:
-        headers = {"Sec-WebSocket-Protocol": accept.subprotocol} if accept.subprotocol else None
-        listener = _Listener()
-        response = WSUpgradeResponse.create_101_response(headers)
-        answerer = WSProtocol(
-            None,  # host and port: a client's
-            None,  # path: a client's
-            False,  # is_client_side
-            lambda _request: WSUpgradeResponseWithListener(response, listener),
-            _QUIET,
-            True,  # disconnect_on_exception
-            None,  # websocket_handshake_timeout: ours has been running since the accept
-            False,  # enable_auto_ping
-            1.0,
-            1.0,
-            WSAutoPingStrategy.PING_WHEN_IDLE,
-            False,  # enable_auto_pong
-            2048,  # max_frame_size
-            None,  # extra_headers: a client's
-            2048,  # read_buffer_init_size
-        )
-        answerer.connection_made(_Pen(transport))
-        head = (
-            b"GET / HTTP/1.1\r\nHost: falcon\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
-            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + accept.key.encode() + END_OF_HEAD
-        )
-        answerer.get_buffer(-1)[: len(head)] = head
-        answerer.buffer_updated(len(head))
-        if not listener.upgraded:
-            raise RuntimeError("picows did not complete the opening handshake")
+        transport.write(switching(accept.key, accept.subprotocol))
         self._accept = accept
         if transport.get_write_buffer_size():
             # uvloop writes at the end of the loop's turn.

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
+import orjson
+
 from falcon_fast.clock import Clock, SystemClock, rfc3339
 from falcon_fast.directory import GROUP_TYPES, Group
 from falcon_fast.errors import DirectoryError, DirectoryUnavailable
@@ -215,36 +217,39 @@ class SqliteStore:
         for user, characters in wanted.items():
             for character in characters:
                 vouched.setdefault(character, []).append(user)
+        # One row with everything: the GIL is let go for each row, and in a storm of clients every
+        # one of these is a wait for the thread that serves them.
         with self._reading() as db:
-            owners: dict[int, str] = dict(
-                db.execute(
-                    "SELECT character_id, user_id FROM user_profiles WHERE user_id IN "
-                    "(SELECT value FROM json_each(?)) UNION SELECT character_id, user_id FROM "
-                    "user_profiles WHERE character_id IN (SELECT value FROM json_each(?))",
-                    (json.dumps(list(wanted)), json.dumps(list(vouched))),
-                )
-            )
-            rows = db.execute(
-                "SELECT m.character_id, g.id, g.name, g.type, g.system_name "
+            (profiles,) = db.execute(
+                "SELECT json_group_array(json_array(character_id, user_id)) FROM ("
+                "SELECT character_id, user_id FROM user_profiles WHERE user_id IN "
+                "(SELECT value FROM json_each(?)) UNION SELECT character_id, user_id FROM "
+                "user_profiles WHERE character_id IN (SELECT value FROM json_each(?)))",
+                (json.dumps(list(wanted)), json.dumps(list(vouched))),
+            ).fetchone()
+            owners: dict[int, str] = dict(orjson.loads(profiles))
+            (rows,) = db.execute(
+                "SELECT json_group_array("
+                "json_array(m.character_id, g.id, g.name, g.type, g.system_name)) "
                 'FROM group_memberships AS m JOIN "groups" AS g ON g.id = m.group_id '
                 "WHERE m.is_active AND g.is_active "
                 "AND m.character_id IN (SELECT value FROM json_each(?))",
                 (json.dumps(list(owners.keys() | vouched)),),
-            ).fetchall()
+            ).fetchone()
         groups: dict[str, Group] = {}
         of_character: dict[int, list[Group]] = {}
-        for character, group_id, name, kind, system_name in rows:
+        for character, group_id, name, kind, system_name in orjson.loads(rows):
             group = groups.get(group_id)
             if group is None:
                 group = groups[group_id] = Group(group_id, name, kind, system_name)
             of_character.setdefault(character, []).append(group)
         of_user: dict[str, set[Group]] = {user: set() for user in wanted}
-        for character, found in of_character.items():
+        for character, theirs in of_character.items():
             owner = owners.get(character)
             for user in vouched[character] if owner is None else (owner,):
                 if user in of_user:
-                    of_user[user].update(found)
-        return {user: frozenset(found) for user, found in of_user.items()}
+                    of_user[user].update(theirs)
+        return {user: frozenset(mine) for user, mine in of_user.items()}
 
     def banned_users(self) -> frozenset[str]:
         """Return every user of whom a profile is banned."""

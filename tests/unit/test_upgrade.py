@@ -374,6 +374,7 @@ async def test_an_answerer_that_does_not_answer_is_a_500(monkeypatch: pytest.Mon
         def buffer_updated(self, size: int) -> None:
             pass
 
+    module._pattern.cache_clear()
     monkeypatch.setattr(module, "WSProtocol", Mute)
     visit = Visit(Door()).feed(MINIMAL)
     assert visit.status == 500
@@ -398,6 +399,7 @@ async def test_a_reader_that_has_let_go_decides_nothing() -> None:
 async def test_picows_is_told_to_be_quiet_and_sees_no_socket(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    module._pattern.cache_clear()
     with caplog.at_level(logging.DEBUG):
         Visit(Door()).feed(MINIMAL)
     assert caplog.records == []
@@ -405,7 +407,7 @@ async def test_picows_is_told_to_be_quiet_and_sees_no_socket(
     assert not quiet.isEnabledFor(logging.CRITICAL)
     quiet.log(logging.CRITICAL, "nothing")
     quiet.warning("nothing")
-    pen = module._Pen(Transport())
+    pen = module._Pen()
     assert pen.get_extra_info("peername") is None
     assert pen.get_write_buffer_size() == 0
 
