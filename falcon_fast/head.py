@@ -112,8 +112,14 @@ class Request:
     def __post_init__(self) -> None:
         # A decision asks for a dozen names.
         by_name = self._by_name
+        again: dict[str, list[str]] = {}
         for name, value in self.headers:
-            by_name[name] = (*by_name[name], value) if name in by_name else (value,)
+            if name in by_name:
+                again.setdefault(name, []).append(value)
+            else:
+                by_name[name] = (value,)
+        for name, values in again.items():
+            by_name[name] += tuple(values)
 
     def get_all(self, name: str) -> tuple[str, ...]:
         """Return every value sent under a name, in the order sent.
