@@ -26,6 +26,8 @@ from falcon_fast.clock import Clock, SystemClock
 from falcon_fast.directory.sqlite import SqliteDirectory
 from falcon_fast.errors import FalconError, SettingsError
 from falcon_fast.gateway import Gateway
+from falcon_fast.jwks import KeySetFetcher
+from falcon_fast.keys import KeySet, keys_of
 from falcon_fast.logs import set_up_logging
 from falcon_fast.metrics import Metrics
 from falcon_fast.redis_url import parse_redis_url
@@ -133,16 +135,27 @@ async def running(
     """
     refuse_unsupported(settings)
     clock = clock or SystemClock()
+    keys = keys_of(settings)
     async with contextlib.AsyncExitStack() as stack:
         directory = SqliteDirectory(settings.sqlite_path)
         await directory.start()
         stack.push_async_callback(directory.close)
+        if isinstance(keys, KeySet) and settings.jwt_jwks_url is not None:
+            fetcher = KeySetFetcher(settings.jwt_jwks_url, keys)
+            await fetcher.start()
+            stack.push_async_callback(fetcher.close)
         gateway = Gateway(
             settings,
             clock=clock,
             bus=MemoryBus(),
             directory=directory,
-            verifier=TokenVerifier(settings.jwt_secret, clock=clock),
+            verifier=TokenVerifier(
+                keys,
+                issuer=settings.jwt_issuer,
+                audience=settings.jwt_audience,
+                max_lifetime=settings.jwt_max_lifetime,
+                clock=clock,
+            ),
             tls=tls_context(settings),
             epoll=epoll,
         )
@@ -282,6 +295,8 @@ async def _serve(settings: Settings, *, dev: bool) -> int:
 def secrets_of(settings: Settings) -> set[str]:
     """List the texts of the settings that no log line may contain, in each way they are written."""
     secrets = {settings.jwt_secret}
+    if settings.jwt_secret_previous is not None:
+        secrets.add(settings.jwt_secret_previous)
     for uri in (settings.mongodb_uri, settings.redis_url):
         if uri is not None:
             # A URI may be too broken to be taken apart; it is a secret as a whole then.

@@ -5,6 +5,7 @@ Nothing here changes anything: no file is made, and a port is let go as soon as 
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
@@ -15,7 +16,9 @@ from typing import Final
 
 from falcon_fast._version import __version__
 from falcon_fast.directory.sqlite_store import MEMORY, SqliteStore
-from falcon_fast.errors import FalconError
+from falcon_fast.errors import FalconError, KeysUnavailable
+from falcon_fast.jwks import fetch
+from falcon_fast.keys import KeySet, PinnedKeys, keys_of
 from falcon_fast.settings import Settings
 
 __all__ = ["Result", "results"]
@@ -41,7 +44,7 @@ class Result:
 
 def results(settings: Settings) -> Iterator[Result]:
     """Try everything the server needs, one after the other."""
-    yield Result(True, "tokens", "JWT_SECRET is long enough and is not a key of another kind")
+    yield _tried("tokens", _tokens, settings)
     yield _tried("users and groups", _directory, settings)
     yield _tried("other nodes", _bus, settings)
     yield _tried("certificate", _certificate, settings)
@@ -64,6 +67,29 @@ def _tried(what: str, trial: Callable[[Settings], str], settings: Settings) -> R
         return Result(True, what, trial(settings))
     except (_Problem, FalconError) as problem:
         return Result(False, what, str(problem))
+
+
+def _tokens(settings: Settings) -> str:
+    keys = keys_of(settings)
+    algorithms = ", ".join(settings.algorithms)
+    if isinstance(keys, PinnedKeys):
+        return f"{settings.jwt_public_key}: public keys for {algorithms}: {len(keys)}"
+    if isinstance(keys, KeySet):
+        url = settings.jwt_jwks_url or ""
+        try:
+            count = keys.replace(asyncio.run(fetch(url)))
+        except (KeysUnavailable, ValueError) as problem:
+            raise _Problem(
+                f"JWT_JWKS_URL {url.partition('?')[0]}: {problem}; the server starts all the same, "
+                "and refuses every token until it has keys"
+            ) from problem
+        return f"JWT_JWKS_URL answers: public keys for {algorithms}: {count}"
+    if settings.jwt_secret_previous:
+        return (
+            "JWT_SECRET signs and is accepted, JWT_SECRET_PREVIOUS is still accepted: unset it "
+            "when the last token signed with it has expired"
+        )
+    return "JWT_SECRET is long enough and is not a key of another kind"
 
 
 def _directory(settings: Settings) -> str:

@@ -48,6 +48,12 @@ HELP_COLUMNS: Final = 78
 MAX_TTL: Final = 366 * 86_400
 """Seconds; a longer life is more likely a mistake, since a token cannot be called back."""
 
+TOKEN_SETTINGS: Final = (
+    *("JWT_SECRET", "JWT_PUBLIC_KEY", "JWT_JWKS_URL", "JWT_ALGORITHMS"),
+    *("JWT_ISSUER", "JWT_AUDIENCE", "JWT_MAX_LIFETIME"),
+)
+"""What a token depends on."""
+
 MAKE_A_SECRET: Final = (
     "export JWT_SECRET=\"$(python3 -c 'import secrets; print(secrets.token_urlsafe(48))')\""
 )
@@ -165,8 +171,9 @@ def build_parser() -> argparse.ArgumentParser:
         "token",
         _token,
         summary="make a token for a client",
-        description="Make a token, signed with JWT_SECRET, and print it and nothing else. A "
-        "server with the same JWT_SECRET lets its bearer in as the given user.",
+        description="Make a token, signed with JWT_SECRET (HS256), and print it and nothing else. "
+        "A server with the same JWT_SECRET lets its bearer in as the given user. Where tokens are "
+        "checked with public keys, only the issuer can make them.",
         examples="""\
   falcon-fast token --user-id u-1 --character-id 90000001 --character-name Alice
   TOKEN=$(falcon-fast token --user-id u-1 --character-id 90000001 --character-name Alice --ttl 8h)
@@ -475,6 +482,13 @@ def _for_development(settings: Settings) -> Settings:
     from falcon_fast.auth import generate_secret
     from falcon_fast.demo import origins
 
+    if settings.has_public_keys:
+        raise SettingsError(
+            [
+                "JWT_PUBLIC_KEY or JWT_JWKS_URL: set, so nobody here can sign the tokens that "
+                "--dev prints; allowed with --dev: JWT_SECRET, or none of them"
+            ]
+        )
     if not settings.jwt_secret:
         _note(
             "JWT_SECRET is not set: made a random one for this run, so the tokens end with it. "
@@ -492,7 +506,22 @@ def _token(arguments: argparse.Namespace) -> int:
     from falcon_fast.auth import issue_token
     from falcon_fast.clock import SystemClock
 
-    settings = _settings_from("JWT_SECRET", require_secret=True)
+    settings = _settings_from(*TOKEN_SETTINGS, require_secret=True)
+    if settings.has_public_keys:
+        raise SettingsError(
+            [
+                "JWT_PUBLIC_KEY or JWT_JWKS_URL: set, so tokens are signed by the issuer alone; "
+                "allowed here: JWT_SECRET, since this command signs with HS256 only"
+            ]
+        )
+    ttl: int = arguments.ttl
+    if ttl > settings.jwt_max_lifetime:
+        raise SettingsError(
+            [
+                f"JWT_MAX_LIFETIME: {settings.jwt_max_lifetime} seconds, so a server would refuse "
+                f"a token of {ttl} seconds; allowed: a --ttl up to it"
+            ]
+        )
     try:
         token = issue_token(
             settings.jwt_secret,
@@ -500,8 +529,10 @@ def _token(arguments: argparse.Namespace) -> int:
             character_id=arguments.character_id,
             character_name=arguments.character_name,
             scopes=arguments.scopes,
-            ttl=arguments.ttl,
+            ttl=ttl,
             now=int(SystemClock().time()),
+            issuer=settings.jwt_issuer,
+            audience=settings.jwt_audience,
         )
     except AuthError as error:
         _complain(arguments.parser.prog, f"a server would refuse such a token: {error}")

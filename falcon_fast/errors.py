@@ -9,6 +9,7 @@
         ├── EnvelopeError         a client's message was refused; carries the reply code
         ├── DirectoryError        a bad id, or a group or user that does not exist
         ├── DirectoryUnavailable  the store of users and groups does not answer
+        ├── KeysUnavailable       the issuer's key set cannot be fetched or used
         ├── BusUnavailable        the bus between nodes does not answer
         ├── NodesUnavailable      some nodes did not answer, so the answer is not known
         └── NotFoundError         no such connection, room, or user with connections
@@ -31,6 +32,7 @@ __all__ = [
     "DirectoryUnavailable",
     "EnvelopeError",
     "FalconError",
+    "KeysUnavailable",
     "NodesUnavailable",
     "NotFoundError",
     "SettingsError",
@@ -95,6 +97,10 @@ class DirectoryError(FalconError):
 
 class DirectoryUnavailable(FalconError):
     """The store of users and groups does not answer; asking again later may succeed."""
+
+
+class KeysUnavailable(FalconError):
+    """The key set that tokens are checked with cannot be fetched, or has no key of use."""
 
 
 class BusUnavailable(FalconError):

@@ -50,6 +50,7 @@ RETRY_LAST: Final = 15.0
 
 RETRY_AFTER_FULL: Final = 5.0
 RETRY_AFTER_DRAINING: Final = 2.0
+RETRY_AFTER_NO_KEYS: Final = 5.0
 """Seconds after which a refused client should come again."""
 
 WAITING_ABOVE_FULL: Final = 128
@@ -291,6 +292,8 @@ class Gateway:
             return handshake.draining(RETRY_AFTER_DRAINING)
         if self.core.count >= self._settings.max_connections:
             return handshake.full(RETRY_AFTER_FULL)
+        if not self._verifier.is_ready:
+            return handshake.no_keys(RETRY_AFTER_NO_KEYS)
         address = handshake.client_address(request, peer_ip, self.policy)
         wait = self._throttle.wait(address)
         if wait:
@@ -315,6 +318,8 @@ class Gateway:
             return plain_answer("503 Service Unavailable", b"users and groups are unavailable\n")
         if endpoint.name == "readyz" and not self._bus.is_available:
             return plain_answer("503 Service Unavailable", b"other nodes are out of reach\n")
+        if endpoint.name == "readyz" and not self._verifier.is_ready:
+            return plain_answer("503 Service Unavailable", b"there are no keys for tokens yet\n")
         return plain_answer("200 OK", b"ready\n" if endpoint.name == "readyz" else b"ok\n")
 
     def refused(self, refuse: Refuse) -> None:

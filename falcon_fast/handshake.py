@@ -56,6 +56,7 @@ __all__ = [
     "decide",
     "draining",
     "full",
+    "no_keys",
     "parse_head",
     "route",
     "too_many_connections",
@@ -205,6 +206,17 @@ def full(retry_after: float) -> Refuse:
         retry_after: Seconds until it makes sense to try again; sent rounded up, at least 1.
     """
     return Refuse.of(503, "full", _retry_after(retry_after))
+
+
+def no_keys(retry_after: float) -> Refuse:
+    """Refuse because the keys that tokens are checked with are not there yet.
+
+    Not 401: a client would throw away a token that is good.
+
+    Args:
+        retry_after: Seconds until it makes sense to try again; sent rounded up, at least 1.
+    """
+    return Refuse.of(503, "no_keys", _retry_after(retry_after))
 
 
 def route(request: Request, policy: Policy) -> Endpoint | Refuse | None:

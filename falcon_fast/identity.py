@@ -27,6 +27,7 @@ class Identity:
         scopes: Space separated; may be empty.
         expires_at: Seconds since 1970 UTC; the connection ends then unless refreshed.
         token_id: The token's ``jti``, or None if it has none.
+        issued_at: The token's ``iat``, seconds since 1970 UTC; 0 if it has none.
     """
 
     user_id: str
@@ -35,3 +36,4 @@ class Identity:
     scopes: str
     expires_at: int
     token_id: str | None = None
+    issued_at: int = 0

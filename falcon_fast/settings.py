@@ -24,6 +24,9 @@ from falcon_fast.errors import SettingsError
 from falcon_fast.redis_url import parse_redis_url
 
 __all__ = [
+    "ALGORITHM_FAMILIES",
+    "DEFAULT_ISSUER",
+    "DEFAULT_MAX_LIFETIME",
     "MIN_SECRET_BYTES",
     "SETTINGS",
     "Row",
@@ -37,6 +40,21 @@ __all__ = [
 
 MIN_SECRET_BYTES: Final = 32
 """RFC 7518 3.2: "A key of the same size as the hash output [...] or larger MUST be used"."""
+
+DEFAULT_ISSUER: Final = "go-falcon"
+"""The ``iss`` of tokens made by the go-falcon authentication service."""
+
+DEFAULT_MAX_LIFETIME: Final = 366 * 86_400
+"""Seconds; a longer life is more likely a mistake. It bounds how long a revocation is kept."""
+
+ALGORITHM_FAMILIES: Final = (
+    ("HS256",),
+    ("RS256", "RS384", "RS512"),
+    ("PS256", "PS384", "PS512"),
+    ("ES256", "ES384", "ES512"),
+    ("EdDSA",),
+)
+"""Names of RFC 7518 3.1 and RFC 8037 3.1; the tokens of one server are of one family."""
 
 MAX_SLOTS: Final = 65_536
 """Connections one process can hold: a slot number in the native core has 16 bits."""
@@ -92,6 +110,13 @@ class Settings:
     mongodb_uri: str | None = field(default=None, repr=False)
     redis_url: str | None = field(default=None, repr=False)
     jwt_secret: str = field(default="", repr=False)
+    jwt_secret_previous: str | None = field(default=None, repr=False)
+    jwt_public_key: str | None = None
+    jwt_jwks_url: str | None = None
+    jwt_algorithms: tuple[str, ...] = ()
+    jwt_issuer: str = DEFAULT_ISSUER
+    jwt_audience: str | None = None
+    jwt_max_lifetime: int = DEFAULT_MAX_LIFETIME
     websocket_url: str | None = None
     websocket_path: str = "/websocket/connect"
     allowed_origins: tuple[str, ...] = ()
@@ -140,8 +165,8 @@ class Settings:
 
         Args:
             environ: Usually ``os.environ``.
-            require_secret: Whether a missing ``JWT_SECRET`` is a problem. One that is there is
-                checked in any case.
+            require_secret: Whether it is a problem that there is neither ``JWT_SECRET`` nor a
+                public key. What is there is checked in any case.
 
         Returns:
             The settings; ``jwt_secret`` is empty only if it was neither set nor required.
@@ -151,25 +176,39 @@ class Settings:
         """
         problems: list[str] = []
         values: dict[str, Any] = {}
+        # What is set, also if its value is refused: one mistake is told once.
+        given = set()
         for setting in SETTINGS:
             raw = environ.get(setting.name, "")
             text = raw if setting.secret else raw.strip()
             if text:
+                given.add(setting.name)
                 try:
                     values[setting.field] = setting.kind.parse(text)
                 except ValueError as error:
                     problems.append(_problem(setting, text, str(error)))
-        if require_secret and not environ.get("JWT_SECRET"):
+        if require_secret and given.isdisjoint(_KEY_SETTINGS):
             problems.append(
                 "JWT_SECRET: not set; allowed: the secret the tokens are signed with, at least "
                 f"{MIN_SECRET_BYTES} bytes (it has no default)"
             )
         problems.extend(_unknown_names(environ))
         settings = cls(**values)
+        problems.extend(_token_conflicts(settings, given))
         problems.extend(_conflicts(settings))
         if problems:
             raise SettingsError(problems)
         return settings
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """What tokens are signed with: names of one family."""
+        return self.jwt_algorithms or ALGORITHM_FAMILIES[0]
+
+    @property
+    def has_public_keys(self) -> bool:
+        """Whether tokens are checked with public keys, so that none can be signed here."""
+        return self.jwt_public_key is not None or self.jwt_jwks_url is not None
 
     def describe(self) -> tuple[Row, ...]:
         """Return one row for each setting, with its present value; secrets only as "set"."""
@@ -300,6 +339,51 @@ def _unknown_names(environ: Mapping[str, str]) -> list[str]:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
         hint = f"did you mean {close[0]}?" if close else "no such setting"
         problems.append(f"{name}: unknown name; {hint}")
+    return problems
+
+
+_KEY_SETTINGS: Final = ("JWT_SECRET", "JWT_PUBLIC_KEY", "JWT_JWKS_URL")
+"""Where the key is from that tokens are checked with; exactly one of these is set."""
+
+
+def _token_conflicts(settings: Settings, given: set[str]) -> list[str]:
+    """Check that there is one kind of key, and algorithms for it.
+
+    A public key that can be taken for the secret of HS256 is the oldest hole in tokens.
+    """
+    problems = []
+    kinds = [name for name in _KEY_SETTINGS if name in given]
+    if len(kinds) > 1:
+        problems.append(
+            f"{kinds[-1]}: set together with {' and '.join(kinds[:-1])}; allowed: one of them, so "
+            "that there is one kind of key"
+        )
+    if "JWT_SECRET_PREVIOUS" in given and kinds != ["JWT_SECRET"]:
+        problems.append(
+            "JWT_SECRET_PREVIOUS: set without JWT_SECRET; allowed: the secret before JWT_SECRET, "
+            "while its tokens are still valid"
+        )
+    if settings.jwt_secret and settings.jwt_secret == settings.jwt_secret_previous:
+        problems.append(
+            "JWT_SECRET_PREVIOUS: the same as JWT_SECRET; allowed: the secret before it, or none"
+        )
+    is_shared = settings.algorithms == ALGORITHM_FAMILIES[0]
+    public = [name for name in kinds if name != "JWT_SECRET"]
+    if public and "JWT_ALGORITHMS" not in given:
+        problems.append(
+            f"JWT_ALGORITHMS: not set; allowed with {public[0]}: what the issuer signs with, such "
+            "as RS256, ES256 or EdDSA"
+        )
+    elif settings.jwt_algorithms and kinds == ["JWT_SECRET"] and not is_shared:
+        problems.append(
+            f"JWT_ALGORITHMS: came {','.join(settings.jwt_algorithms)!r} with JWT_SECRET; allowed: "
+            "HS256, or JWT_PUBLIC_KEY or JWT_JWKS_URL instead of the secret"
+        )
+    elif settings.jwt_algorithms and public and is_shared:
+        problems.append(
+            f"JWT_ALGORITHMS: came 'HS256' with {public[0]}, so everybody who has the public key "
+            "could sign; allowed: what the issuer signs with, such as RS256, ES256 or EdDSA"
+        )
     return problems
 
 
@@ -464,6 +548,44 @@ def _redis() -> Kind:
         "redis+cluster://",
         parse,
     )
+
+
+def _key_set_url() -> Kind:
+    """Where keys are fetched from: nobody on the way may change them."""
+    url = _url("https", "http")
+
+    def parse(text: str) -> object:
+        url.parse(text)
+        parts = urlsplit(text)
+        try:
+            host, _port = parts.hostname or "", parts.port
+        except ValueError:
+            raise ValueError("its port is no port") from None
+        if not host or "@" in parts.netloc or parts.fragment:
+            raise ValueError("it has a user or a fragment, or no host")
+        if parts.scheme == "http" and not _is_loopback(host):
+            raise ValueError("without TLS anybody on the way could put in keys of their own")
+        return text
+
+    return Kind("a URL that begins with https:// (http:// for this machine only)", parse)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _algorithms() -> Kind:
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(_items(text))
+        if not names or not any(set(names) <= set(family) for family in ALGORITHM_FAMILIES):
+            raise ValueError
+        return names
+
+    families = "; ".join(", ".join(family) for family in ALGORITHM_FAMILIES)
+    return Kind(f"a comma list of names of one family: {families}", parse)
 
 
 def _path() -> Kind:
@@ -717,7 +839,58 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         kind=_secret(),
         secret=True,
         default_text="none: must be set",
-        meaning="The secret that tokens are signed with (HS256), shared with the issuer.",
+        meaning="The secret that tokens are signed with (HS256), shared with the issuer; not with "
+        "JWT_PUBLIC_KEY or JWT_JWKS_URL.",
+    ),
+    Setting(
+        name="JWT_SECRET_PREVIOUS",
+        field="jwt_secret_previous",
+        kind=_secret(),
+        secret=True,
+        meaning="The secret before JWT_SECRET: its tokens are accepted too, none is signed with "
+        "it.",
+    ),
+    Setting(
+        name="JWT_PUBLIC_KEY",
+        field="jwt_public_key",
+        kind=_file(),
+        meaning="Public keys that tokens are checked with instead of JWT_SECRET, one or several in "
+        "one file.",
+    ),
+    Setting(
+        name="JWT_JWKS_URL",
+        field="jwt_jwks_url",
+        kind=_key_set_url(),
+        meaning="Where the issuer publishes its public keys (JWKS), instead of JWT_SECRET.",
+    ),
+    Setting(
+        name="JWT_ALGORITHMS",
+        field="jwt_algorithms",
+        kind=_algorithms(),
+        default_text="HS256",
+        meaning="What tokens are signed with; must be set with public keys.",
+    ),
+    Setting(
+        name="JWT_ISSUER",
+        field="jwt_issuer",
+        kind=_matching(r"[!-~]{1,256}", "1 to 256 characters of ASCII without blanks"),
+        crossing="401",
+        meaning="The only accepted `iss` of a token.",
+    ),
+    Setting(
+        name="JWT_AUDIENCE",
+        field="jwt_audience",
+        kind=_matching(r"[!-~]{1,256}", "1 to 256 characters of ASCII without blanks"),
+        crossing="401",
+        meaning="What the `aud` of a token must be or contain; not looked at if not set.",
+    ),
+    Setting(
+        name="JWT_MAX_LIFETIME",
+        field="jwt_max_lifetime",
+        kind=_integer(60, 10 * DEFAULT_MAX_LIFETIME),
+        unit=_SECONDS,
+        crossing="401",
+        meaning="The longest life of a token, from `iat` to `exp`; so long is a revocation kept.",
     ),
     Setting(
         name="MONGODB_URI",

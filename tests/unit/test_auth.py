@@ -19,12 +19,11 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import jwt
-import jwt.algorithms
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from falcon_fast import auth
+from falcon_fast import auth, jose, keys
 from falcon_fast.auth import (
     MAX_LEEWAY,
     MAX_TOKEN_BYTES,
@@ -60,6 +59,7 @@ IDENTITY = Identity(
     scopes="publicData esi-mail.read_mail.v1",
     expires_at=NOW + 3_600,
     token_id="e1b9c2a0-77f4-4f0e-8d4e-5a1f6b7c8d9e",
+    issued_at=NOW,
 )
 MISSING = object()
 
@@ -96,7 +96,7 @@ def with_payload(payload: str | bytes) -> str:
 
 
 def verifier(
-    *, now: float = NOW, leeway: int = 5, max_lifetime: int | None = None
+    *, now: float = NOW, leeway: int = 5, max_lifetime: int = 366 * 86_400
 ) -> TokenVerifier:
     return TokenVerifier(SECRET, clock=FakeClock(now), leeway=leeway, max_lifetime=max_lifetime)
 
@@ -119,6 +119,9 @@ def refusal(token: str, by: TokenVerifier = VERIFIER) -> str:
     return text
 
 
+GOOD = sign(dump(HEADER), dump(CLAIMS))
+MISMATCH = "signature does not match"
+
 RULES = {
     "token is not text",
     "token is too large",
@@ -137,6 +140,7 @@ RULES = {
     "token lives too long",
     "time claim is not an integer of seconds",
     "iss is not the configured issuer",
+    "aud is not the configured audience",
     "user_id is missing or malformed",
     "character_id is missing or malformed",
     "character_name is missing or too long",
@@ -162,7 +166,7 @@ def test_a_token_as_go_writes_it() -> None:
 def test_optional_claims_may_be_absent() -> None:
     token = with_claims(scopes=MISSING, iat=MISSING, jti=MISSING)
     identity = VERIFIER.verify(token)
-    assert (identity.scopes, identity.token_id) == ("", None)
+    assert (identity.scopes, identity.token_id, identity.issued_at) == ("", None, 0)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +202,14 @@ def test_accepted_values(claim: str, value: object) -> None:
 @pytest.mark.parametrize("typ", ["JWT", "jwt", "Jwt", MISSING])
 def test_accepted_types(typ: object) -> None:
     assert VERIFIER.verify(with_header(typ=typ)) == IDENTITY
+
+
+def test_the_audience_is_looked_at_if_one_is_configured() -> None:
+    picky = TokenVerifier(SECRET, audience="falcon", clock=FakeClock(NOW))
+    for aud in ("falcon", ["others", "falcon"]):
+        assert picky.verify(with_claims(aud=aud)) == IDENTITY
+    for wrong in (MISSING, None, "", "falcons", "falco", ["others"], [], {"falcon": 1}, 7, True):
+        assert refusal(with_claims(aud=wrong), picky) == "aud is not the configured audience"
 
 
 def test_the_issuer_can_be_set() -> None:
@@ -288,7 +300,7 @@ def test_a_token_signed_with_a_public_key_A02() -> None:
 
 def test_what_only_pyjwt_recognises_as_a_key_A02(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyJWT's own guard stays in force behind ours."""
-    monkeypatch.setattr(auth, "secret_problem", lambda secret: None)
+    monkeypatch.setattr(keys, "secret_problem", lambda secret: None)
     with pytest.raises(SettingsError, match="is a key or a certificate"):
         TokenVerifier(ED25519_PEM, clock=SystemClock())
 
@@ -301,6 +313,37 @@ def test_a_short_secret_A03(secret: str) -> None:
 
 def test_a_token_signed_with_no_key_A03() -> None:
     assert refusal(sign(dump(HEADER), dump(CLAIMS), key=b"")) == "signature does not match"
+
+
+# --- A17: two secrets for a while ---------------------------------------------------------------
+
+OLD = "the-secret-of-last-year-0123456789-0123456789"
+
+
+def test_the_previous_secret_is_accepted_until_it_is_taken_out_A17() -> None:
+    old = sign(dump(HEADER), dump(CLAIMS), key=OLD.encode())
+    rotating = TokenVerifier(keys.SharedSecret(SECRET, OLD), clock=FakeClock(NOW))
+    assert rotating.is_ready
+    assert rotating.verify(old) == IDENTITY
+    assert rotating.verify(GOOD) == IDENTITY
+    assert refusal(sign(dump(HEADER), dump(CLAIMS), key=b"x" * 40), rotating) == MISMATCH
+    assert refusal(old) == MISMATCH
+    # Before the rotation reached this node, the new secret's tokens were unknown.
+    assert refusal(GOOD, TokenVerifier(OLD, clock=FakeClock(NOW))) == MISMATCH
+
+
+def test_the_previous_secret_gets_no_easier_rules_A17() -> None:
+    rotating = TokenVerifier(keys.SharedSecret(SECRET, OLD), clock=FakeClock(NOW))
+    expired = sign(dump(HEADER), dump(CLAIMS | {"exp": NOW - 60}), key=OLD.encode())
+    assert refusal(expired, rotating) == "token has expired"
+    other = sign(dump(HEADER | {"alg": "none"}), dump(CLAIMS), key=OLD.encode())
+    assert refusal(other, rotating) == "alg is not HS256"
+
+
+@pytest.mark.parametrize("previous", ["", "x" * 31, ED25519_PEM], ids=["empty", "short", "key"])
+def test_the_previous_secret_is_checked_like_the_secret_A03(previous: str) -> None:
+    with pytest.raises(SettingsError, match=r"^JWT_SECRET_PREVIOUS: "):
+        keys.SharedSecret(SECRET, previous)
 
 
 # --- A04: keys named by the token ----------------------------------------------------------------
@@ -349,7 +392,6 @@ def test_a_huge_kid_A04() -> None:
 
 # --- A05: the compact form -----------------------------------------------------------------------
 
-GOOD = sign(dump(HEADER), dump(CLAIMS))
 HEAD, PAYLOAD, SIGNATURE = GOOD.split(".")
 
 
@@ -545,7 +587,7 @@ def test_the_longest_lifetime_A06() -> None:
 
 
 @pytest.mark.parametrize("iss", [MISSING, None, "", "go-falcon ", "go-falco", ["go-falcon"], 1])
-def test_the_issuer_A06(iss: object) -> None:
+def test_the_issuer_A06_CVE_2024_53861(iss: object) -> None:
     assert refusal(with_claims(iss=iss)) == "iss is not the configured issuer"
 
 
@@ -729,7 +771,7 @@ def test_nothing_is_parsed_before_the_signature_fits_A08(monkeypatch: pytest.Mon
     def parsed(*_args: object) -> NoReturn:
         pytest.fail("an unsigned token reached the JSON parser")
 
-    monkeypatch.setattr(auth, "_parse", parsed)
+    monkeypatch.setattr(jose, "parse_json", parsed)
     token = sign(b"[" * 100, b"[" * 100, key=b"attacker" * 4)
     assert refusal(token) == "signature does not match"
 
@@ -759,7 +801,7 @@ def test_8193_bytes_A09() -> None:
 def test_a_token_of_a_mebibyte_A09(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused for its length alone: neither searched nor hashed."""
     token = with_claims(padding="p" * 1_048_576)
-    monkeypatch.setattr(auth, "_COMPACT", None)
+    monkeypatch.setattr(auth, "COMPACT", None)
     assert refusal(token) == "token is too large"
 
 
@@ -784,7 +826,7 @@ def test_signatures_are_compared_in_constant_time_A16(monkeypatch: pytest.Monkey
         compared.append((a, b))
         return genuine(a, b)
 
-    monkeypatch.setattr(jwt.algorithms.hmac, "compare_digest", compare)  # type: ignore[attr-defined]
+    monkeypatch.setattr(hmac, "compare_digest", compare)
     mac = hmac.digest(SECRET.encode(), f"{HEAD}.{PAYLOAD}".encode(), hashlib.sha256)
     VERIFIER.verify(GOOD)
     # A forgery that shares all but the last byte takes the very same road.
@@ -924,7 +966,7 @@ def test_an_issued_token_is_accepted() -> None:
     identity = VERIFIER.verify(issue())
     assert identity.token_id is not None
     assert len(identity.token_id) == 36
-    assert identity == Identity(USER, 7, "Kaya", "publicData", NOW + 60, identity.token_id)
+    assert identity == Identity(USER, 7, "Kaya", "publicData", NOW + 60, identity.token_id, NOW)
     assert VERIFIER.verify(issue()).token_id != identity.token_id
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from falcon_fast import __version__
+from falcon_fast import __version__, checks
 from falcon_fast.checks import Result, results
 from falcon_fast.directory.sqlite_store import MEMORY, SqliteStore
+from falcon_fast.errors import KeysUnavailable
 from falcon_fast.settings import Settings
 
 from ..support import require
+from ..support.keys import issuer, key_set
 
 LOCAL = Settings(
     jwt_secret="x" * 32,
@@ -48,6 +50,57 @@ def test_everything_is_tried() -> None:
         Result(True, "public port", "127.0.0.1: any free port, printed at the start"),
         Result(True, "admin port", "127.0.0.1: any free port, printed at the start"),
     ]
+
+
+# --- tokens --------------------------------------------------------------------------------------
+
+
+def test_a_rotation_is_explained() -> None:
+    assert check("tokens", jwt_secret_previous="y" * 32) == Result(
+        True,
+        "tokens",
+        "JWT_SECRET signs and is accepted, JWT_SECRET_PREVIOUS is still accepted: unset it when "
+        "the last token signed with it has expired",
+    )
+
+
+def test_a_file_of_public_keys(tmp_path: Path) -> None:
+    path = tmp_path / "key.pem"
+    path.write_bytes(issuer("ES256").pem() + issuer("ES256", "other").pem())
+    given = {"jwt_secret": "", "jwt_public_key": str(path)}
+    found = check("tokens", **given, jwt_algorithms=("ES256", "ES384"))
+    assert found == Result(True, "tokens", f"{path}: public keys for ES256, ES384: 2")
+    found = check("tokens", **given, jwt_algorithms=("EdDSA",))
+    assert (found.ok, found.explanation) == (
+        False,
+        f"JWT_PUBLIC_KEY: {str(path)!r}: block 1 is no key for EdDSA (RSA keys have 2048 to 8192 "
+        "bits)",
+    )
+
+
+def test_a_published_key_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    document = key_set(issuer("ES256").jwk("k"))
+
+    async def fetch(url: str) -> bytes:
+        assert url == "https://issuer.example/jwks?key=hunter2"
+        if not document:
+            raise KeysUnavailable("the answer was 404, not 200")
+        return document
+
+    monkeypatch.setattr(checks, "fetch", fetch)
+    given = {"jwt_secret": "", "jwt_jwks_url": "https://issuer.example/jwks?key=hunter2"}
+    found = check("tokens", **given, jwt_algorithms=("ES256",))
+    assert found == Result(True, "tokens", "JWT_JWKS_URL answers: public keys for ES256: 1")
+    found = check("tokens", **given, jwt_algorithms=("EdDSA",))
+    assert (found.ok, found.explanation) == (
+        False,
+        "JWT_JWKS_URL https://issuer.example/jwks: it has no public key for these algorithms; the "
+        "server starts all the same, and refuses every token until it has keys",
+    )
+    document = b""
+    found = check("tokens", **given, jwt_algorithms=("ES256",))
+    assert not found.ok
+    assert "the answer was 404, not 200; the server starts" in found.explanation
 
 
 # --- users and groups ----------------------------------------------------------------------------

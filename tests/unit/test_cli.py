@@ -267,6 +267,36 @@ def test_claims_a_server_would_refuse(ff: Terminal, monkeypatch: pytest.MonkeyPa
     assert line.startswith("falcon-fast token: a server would refuse such a token: ")
 
 
+def test_token_as_the_servers_settings_want_it(
+    ff: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JWT_SECRET", SECRET)
+    monkeypatch.setenv("JWT_ISSUER", "https://issuer.example")
+    monkeypatch.setenv("JWT_AUDIENCE", "falcon")
+    monkeypatch.setenv("JWT_MAX_LIFETIME", "3600")
+    token = ff.works("token", *USER).removesuffix("\n")
+    by = TokenVerifier(
+        SECRET, issuer="https://issuer.example", audience="falcon", clock=SystemClock()
+    )
+    assert by.verify(token).user_id == "u-1"
+    line = ff.fails("token", *USER, "--ttl", "3601", code=cli.USAGE)
+    assert line == (
+        "falcon-fast token: JWT_MAX_LIFETIME: 3600 seconds, so a server would refuse a token of "
+        "3601 seconds; allowed: a --ttl up to it"
+    )
+
+
+@pytest.mark.parametrize("command", [("token", *USER), ("serve", "--dev")])
+def test_with_public_keys_nobody_here_can_sign(
+    ff: Terminal, app: FakeApp, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("JWT_JWKS_URL", "https://issuer.example/jwks")
+    monkeypatch.setenv("JWT_ALGORITHMS", "ES256")
+    line = ff.fails(*command, code=cli.USAGE)
+    assert "JWT_PUBLIC_KEY or JWT_JWKS_URL: set, so " in line
+    assert app.calls == []
+
+
 # --- users and groups ----------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from falcon_fast.errors import (
     DirectoryUnavailable,
     EnvelopeError,
     FalconError,
+    KeysUnavailable,
     SettingsError,
 )
 
@@ -27,6 +28,7 @@ def test_every_public_name_is_a_falcon_error() -> None:
         "DirectoryUnavailable",
         "EnvelopeError",
         "FalconError",
+        "KeysUnavailable",
         "NodesUnavailable",
         "NotFoundError",
         "SettingsError",
@@ -43,6 +45,7 @@ def test_every_public_name_is_a_falcon_error() -> None:
         DirectoryError,
         DirectoryUnavailable,
         EnvelopeError,
+        KeysUnavailable,
         SettingsError,
     ],
 )

@@ -13,17 +13,20 @@ import orjson
 import pytest
 
 from falcon_fast import gateway as module
+from falcon_fast.auth import TokenVerifier
 from falcon_fast.bus import Target
 from falcon_fast.clock import rfc3339
 from falcon_fast.codes import CloseReason
 from falcon_fast.errors import DirectoryUnavailable
 from falcon_fast.handshake import Accept, Endpoint, Refuse, Request, parse_head
+from falcon_fast.keys import KeySet
 from falcon_fast.session import State
 
 from ..support.directory import group
 from ..support.frames import text
 from ..support.gateway import ADDRESS, SETTINGS, Client, Json, Node, said
 from ..support.heads import MINIMAL, swap
+from ..support.keys import issuer, key_set
 from ..support.loop import FakeTimeLoop, turns
 from ..support.transport import FakeTransport
 
@@ -660,6 +663,23 @@ async def test_without_the_directory_the_node_is_not_ready_and_stays_alive(node:
     node.directory.is_available = True
     assert node.gateway.answer(Endpoint("readyz")).startswith(b"HTTP/1.1 200 OK\r\n")
     assert node.gateway.status()["status"] == "healthy"
+
+
+async def test_without_keys_for_tokens_nobody_is_told_that_their_token_is_bad(node: Node) -> None:
+    keys = KeySet(("EdDSA",), issuer="go-falcon")
+    node.gateway._verifier = TokenVerifier(keys, clock=node.clock)
+    refuse = node.gateway.decide(asking(node, "ann"), ADDRESS)
+    assert isinstance(refuse, Refuse)
+    assert (refuse.status, refuse.label) == (503, "no_keys")
+    assert ("Retry-After", "5") in refuse.headers
+    ready = node.gateway.answer(Endpoint("readyz"))
+    assert ready.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert ready.endswith(b"\r\n\r\nthere are no keys for tokens yet\n")
+    keys.replace(key_set(issuer("EdDSA").jwk("k")))
+    assert node.gateway.answer(Endpoint("readyz")).startswith(b"HTTP/1.1 200 OK\r\n")
+    refuse = node.gateway.decide(asking(node, "ann"), ADDRESS)
+    assert isinstance(refuse, Refuse)
+    assert (refuse.status, refuse.label) == (401, "bad_token")
 
 
 # --- drain ----------------------------------------------------------------------------------------

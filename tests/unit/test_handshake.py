@@ -33,6 +33,7 @@ from falcon_fast.handshake import (
     decide,
     draining,
     full,
+    no_keys,
     parse_head,
     route,
     too_many_connections,
@@ -871,6 +872,7 @@ REFUSALS = [
     (INTERNAL_ERROR, 500, b"Internal Server Error", "internal_error"),
     (draining(1), 503, b"Service Unavailable", "draining"),
     (full(1), 503, b"Service Unavailable", "full"),
+    (no_keys(1), 503, b"Service Unavailable", "no_keys"),
     (BAD_HTTP_VERSION, 505, b"HTTP Version Not Supported", "bad_http_version"),
 ]
 

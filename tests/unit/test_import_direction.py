@@ -19,10 +19,11 @@ from ..support import ROOT
 # Low to high. A module may import what is below it; within a layer, whatever makes no circle.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_core", "_version", "clock", "codes", "errors", "identity", "redis_url"),
-    ("envelope", "logs", "settings", "statistics"),
+    ("envelope", "jose", "logs", "settings", "statistics"),
     ("bus", "directory"),
     (
-        *("auth", "cluster", "handshake", "head", "presence", "rooms", "session", "throttle"),
+        *("auth", "cluster", "handshake", "head", "jwks", "keys"),
+        *("presence", "rooms", "session", "throttle"),
         *("directory.sqlite", "directory.sqlite_store"),
         *("bus.memory", "bus.redis_address"),
     ),
@@ -60,6 +61,8 @@ PURE = frozenset(
         "handshake",
         "head",
         "identity",
+        "jose",
+        "keys",
         "redis_url",
         "settings",
         "statistics",
@@ -69,10 +72,11 @@ LOOP_AND_SOCKETS = frozenset({"asyncio", "picows", "select", "selectors", "socke
 
 # A package of other makers -> the only modules that may import it.
 ROOMS_OF_PACKAGES: dict[str, frozenset[str]] = {
-    "aiohttp": frozenset({"admin", "admin.*"}),
+    "aiohttp": frozenset({"admin", "admin.*", "jwks"}),
     "bson": frozenset({"directory.mongo"}),
+    "cryptography": frozenset({"keys"}),
     "hiredis": frozenset({"bus.redis"}),
-    "jwt": frozenset({"auth"}),
+    "jwt": frozenset({"auth", "keys"}),
     "motor": frozenset({"directory.mongo"}),
     "openapi_pydantic": frozenset({"admin.openapi"}),
     "pydantic": frozenset({"admin.*"}),

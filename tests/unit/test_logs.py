@@ -241,11 +241,13 @@ def test_r13_redaction_takes_linear_time() -> None:
 def test_the_settings_secrets_in_every_spelling() -> None:
     settings = Settings(
         jwt_secret=SECRET,
+        jwt_secret_previous=SECRET[::-1],
         mongodb_uri="mongodb://user:p%40ssword@db/falcon",
         redis_url="redis://[broken",
     )
     assert secrets_of(settings) == {
         SECRET,
+        SECRET[::-1],
         "mongodb://user:p%40ssword@db/falcon",
         "p%40ssword",
         "p@ssword",

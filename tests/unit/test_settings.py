@@ -284,7 +284,7 @@ def test_limits_of_every_number_are_inclusive() -> None:
             with pytest.raises(ValueError):
                 setting.kind.parse(outside)
         checked += 1
-    assert checked == 12
+    assert checked == 13
 
 
 def test_all_problems_are_listed_at_once() -> None:
@@ -685,3 +685,151 @@ def test_normalising_is_total_and_stable(text: str) -> None:
     normal = normalise_origin(text)
     if normal is not None:
         assert normalise_origin(normal) == normal
+
+
+# --- keys of tokens ------------------------------------------------------------------------------
+
+OTHER_SECRET = SECRET[::-1]
+URL = "https://issuer.example/.well-known/jwks.json"
+
+
+def key_problems(**environ: str) -> list[str]:
+    """Return the problems of an environment that names its keys itself."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environ(environ)
+    return list(caught.value.problems)
+
+
+def test_two_secrets_while_rotating_A17() -> None:
+    loaded = load(JWT_SECRET_PREVIOUS=OTHER_SECRET)
+    assert (loaded.jwt_secret, loaded.jwt_secret_previous) == (SECRET, OTHER_SECRET)
+    assert OTHER_SECRET not in repr(loaded)
+    assert {row.name: row.value for row in loaded.describe()}["JWT_SECRET_PREVIOUS"] == "set"
+
+
+def test_a_previous_secret_that_makes_no_sense() -> None:
+    (problem,) = problems(JWT_SECRET_PREVIOUS=SECRET)
+    assert problem.startswith("JWT_SECRET_PREVIOUS: the same as JWT_SECRET; ")
+    for environ in (
+        {"JWT_JWKS_URL": URL, "JWT_ALGORITHMS": "RS256"},
+        {"JWT_PUBLIC_KEY": str(DOCUMENT), "JWT_ALGORITHMS": "RS256"},
+    ):
+        (problem,) = key_problems(**environ, JWT_SECRET_PREVIOUS=OTHER_SECRET)
+        assert problem.startswith("JWT_SECRET_PREVIOUS: set without JWT_SECRET; ")
+    first, second = key_problems(JWT_SECRET_PREVIOUS=OTHER_SECRET)
+    assert first.startswith("JWT_SECRET: not set; ")
+    assert second.startswith("JWT_SECRET_PREVIOUS: set without JWT_SECRET; ")
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_a_key_as_the_previous_secret_A02(name: str) -> None:
+    (problem,) = problems(JWT_SECRET_PREVIOUS=KEYS[name])
+    assert problem.startswith("JWT_SECRET_PREVIOUS: came a value of ")
+    assert "is a key or a certificate" in problem
+
+
+@pytest.mark.parametrize("algorithms", ["RS256", "RS512,RS256", "PS384", "ES256, ES384", "EdDSA"])
+def test_public_keys_need_no_secret(algorithms: str) -> None:
+    names = tuple(name.strip() for name in algorithms.split(","))
+    by_url = Settings.from_environ({"JWT_JWKS_URL": URL, "JWT_ALGORITHMS": algorithms})
+    assert (by_url.jwt_jwks_url, by_url.algorithms) == (URL, names)
+    by_file = Settings.from_environ({"JWT_PUBLIC_KEY": str(DOCUMENT), "JWT_ALGORITHMS": algorithms})
+    assert (by_file.jwt_public_key, by_file.algorithms) == (str(DOCUMENT), names)
+    assert by_url.has_public_keys
+    assert by_file.has_public_keys
+    assert by_url.jwt_secret == by_file.jwt_secret == ""
+
+
+def test_a_secret_means_HS256() -> None:
+    assert load().algorithms == load(JWT_ALGORITHMS="HS256").algorithms == ("HS256",)
+    assert not load().has_public_keys
+
+
+@pytest.mark.parametrize(
+    "algorithms",
+    [
+        *("HS256,RS256", "RS256,ES256", "RS256,PS256", "EdDSA,ES256", "none", "HS512", "rs256"),
+        *("RS256,none", "HS384", "ES256K", "RSA", "RS256;RS512", "*", ","),
+    ],
+)
+def test_families_are_not_mixed_A02(algorithms: str) -> None:
+    (problem,) = key_problems(JWT_JWKS_URL=URL, JWT_ALGORITHMS=algorithms)
+    assert problem.startswith("JWT_ALGORITHMS: came ")
+    assert "names of one family: HS256; RS256, RS384, RS512; " in problem
+
+
+@pytest.mark.parametrize("name, value", [("JWT_JWKS_URL", URL), ("JWT_PUBLIC_KEY", str(DOCUMENT))])
+def test_one_kind_of_key_A02(name: str, value: str) -> None:
+    environ = {name: value, "JWT_ALGORITHMS": "RS256"}
+    (problem,) = key_problems(**environ, JWT_SECRET=SECRET)
+    assert problem.startswith(f"{name}: set together with JWT_SECRET; ")
+    (problem,) = key_problems(**{name: value})
+    assert problem.startswith(f"JWT_ALGORITHMS: not set; allowed with {name}: ")
+    (problem,) = key_problems(**environ | {"JWT_ALGORITHMS": "HS256"})
+    assert problem.startswith(f"JWT_ALGORITHMS: came 'HS256' with {name}, so everybody ")
+    (problem,) = problems(JWT_ALGORITHMS="RS256")
+    assert problem.startswith("JWT_ALGORITHMS: came 'RS256' with JWT_SECRET; ")
+
+
+def test_two_sources_of_public_keys() -> None:
+    (problem,) = key_problems(
+        JWT_JWKS_URL=URL, JWT_PUBLIC_KEY=str(DOCUMENT), JWT_ALGORITHMS="ES256"
+    )
+    assert problem.startswith("JWT_JWKS_URL: set together with JWT_PUBLIC_KEY; ")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        URL,
+        "https://issuer.example:8443/keys?tenant=1",
+        "https://[2001:db8::1]/keys",
+        "http://127.0.0.1:8080/keys",
+        "http://127.1.2.3/keys",
+        "http://[::1]:8080/keys",
+        "http://localhost/keys",
+    ],
+)
+def test_where_keys_may_come_from(url: str) -> None:
+    environ = {"JWT_JWKS_URL": url, "JWT_ALGORITHMS": "ES256"}
+    assert Settings.from_environ(environ).jwt_jwks_url == url
+
+
+@pytest.mark.parametrize(
+    "url, detail",
+    [
+        ("http://issuer.example/keys", "without TLS anybody"),
+        ("http://10.0.0.1/keys", "without TLS anybody"),
+        ("http://localhost.example/keys", "without TLS anybody"),
+        ("http://127.0.0.1.example/keys", "without TLS anybody"),
+        ("http://0.0.0.0/keys", "without TLS anybody"),
+        ("https://user:hunter2@issuer.example/keys", "it has a user"),
+        ("http://127.0.0.1@issuer.example/keys", "it has a user"),
+        ("https://issuer.example/keys#x", "it has a user or a fragment"),
+        ("https://issuer.example:99999/keys", "its port is no port"),
+        ("https://:443/keys", "no host"),
+        ("https:///keys", "allowed: a URL"),
+        ("file:///etc/passwd", "allowed: a URL"),
+        ("ftp://issuer.example/keys", "allowed: a URL"),
+        ("issuer.example/keys", "allowed: a URL"),
+        ("https://issuer.example/a b", "blanks"),
+    ],
+)
+def test_where_keys_may_not_come_from_A04(url: str, detail: str) -> None:
+    (problem,) = key_problems(JWT_JWKS_URL=url, JWT_ALGORITHMS="ES256")
+    assert problem.startswith("JWT_JWKS_URL: came ")
+    assert detail in problem
+    assert "hunter2" not in problem
+
+
+def test_issuer_audience_and_lifetime() -> None:
+    loaded = load(JWT_ISSUER="https://issuer.example", JWT_AUDIENCE="falcon")
+    assert (loaded.jwt_issuer, loaded.jwt_audience) == ("https://issuer.example", "falcon")
+    assert load().jwt_issuer == "go-falcon"
+    assert load().jwt_audience is None
+    assert load().jwt_max_lifetime == 366 * 86_400
+    assert load(JWT_MAX_LIFETIME="86400").jwt_max_lifetime == 86_400
+    for name in ("JWT_ISSUER", "JWT_AUDIENCE"):
+        for wrong in ("a b", "x" * 257, "ü"):
+            (problem,) = problems(**{name: wrong})
+            assert problem.startswith(f"{name}: came ")
