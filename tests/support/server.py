@@ -292,7 +292,7 @@ class ServerProcess:
     @contextlib.contextmanager
     def store(self) -> Iterator[SqliteStore]:
         """Open its directory from another process: this one."""
-        with SqliteStore(str(self.folder / "falcon.db")) as store:
+        with SqliteStore(self._environ["FALCON_SQLITE_PATH"]) as store:
             yield store
 
     def group(self, name: str, *characters: int) -> str:
