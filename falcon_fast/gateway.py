@@ -32,6 +32,8 @@ from falcon_fast.handshake import Accept, Endpoint, Policy, Refuse, Request
 from falcon_fast.identity import Identity, new_id
 from falcon_fast.neighbours import Neighbours
 from falcon_fast.presence import Presence
+from falcon_fast.registrar import Registrar
+from falcon_fast.registry import Registry
 from falcon_fast.rooms import Joined, Rooms, group_room, user_room
 from falcon_fast.session import Session, State
 from falcon_fast.settings import MAX_SLOTS, Settings
@@ -116,6 +118,8 @@ class Gateway:
         tls: the certificate of the public listener.
         epoll: False to leave all connections on their asyncio transports.
         alone: whether the bus reaches this process only.
+        registry: where it is written down who is connected where, if there are other nodes.
+        node_id: by which the bus knows this node; made up if there are no others.
 
     Attributes:
         cluster: the other processes.
@@ -135,9 +139,13 @@ class Gateway:
         tls: ssl.SSLContext | None = None,
         epoll: bool = True,
         alone: bool = True,
+        registry: Registry | None = None,
+        node_id: str | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
-        self.cluster = Cluster(bus, clock=clock, connections=lambda: self.core.count)
+        self.cluster = Cluster(
+            bus, clock=clock, connections=lambda: self.core.count, node_id=node_id
+        )
         self.node_id = self.cluster.node_id
         self.clock = clock
         self.max_json_depth = settings.max_json_depth
@@ -179,12 +187,28 @@ class Gateway:
             alone=alone,
             opened=None if alone else self._room_opened,
             closed=None if alone else bus.unfollow,
+            touched=None if registry is None else self._touched,
         )
         self.presence: Presence[Session] = Presence(loop.call_later, watched=self._watched)
         self.neighbours = Neighbours(self, self.cluster)
         self._settings = settings
         self._loop = loop
         self._driver = CoreDriver(self.core, loop)
+        self._registrar = (
+            None
+            if registry is None
+            else Registrar(
+                registry,
+                cluster=self.cluster,
+                rooms=self.rooms,
+                sessions=self.core.owners,
+                statistics=self.statistics,
+                evict=self._evict,
+                clock=clock,
+                limit=settings.max_connections_per_user,
+                replaces=settings.connection_limit_policy == "replace",
+            )
+        )
         self._bus = bus
         self._directory = directory
         self._verifier = verifier
@@ -214,6 +238,8 @@ class Gateway:
         self._directory.watch(on_change=self._on_change, on_ban=self._on_ban)
         await self._bus.start(self)
         self.cluster.start()
+        if self._registrar is not None:
+            self._registrar.start()
         self._driver.start()
         self._count_rooms()
         self._server = await listen(
@@ -277,6 +303,8 @@ class Gateway:
             task.cancel()
         if self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._registrar is not None:
+            await self._registrar.close()
         await self._bus.close()
 
     # ----------------------------------------------------------------- births (upgrade.Door)
@@ -354,11 +382,14 @@ class Gateway:
         self._sessions[session.id] = session
         self._last_connection = now
         others = self.rooms.members(user_room(identity.user_id))
+        # With a registry, which of a user's connections is the oldest is not for us to say alone.
+        is_ours = self._registrar is None or not self._registrar.is_available
         if len(others) >= self._settings.max_connections_per_user:
             if self._settings.connection_limit_policy == "reject":
                 session.close(CloseReason.CONNECTION_LIMIT)
                 return
-            min(others, key=lambda other: other.created_at).close(CloseReason.REPLACED)
+            if is_ours:
+                min(others, key=lambda other: other.created_at).close(CloseReason.REPLACED)
         session.welcome()
         if log.isEnabledFor(logging.DEBUG):
             log.debug("connection opened", extra=self._who(session))
@@ -392,7 +423,17 @@ class Gateway:
 
     async def _admit(self, session: Session) -> None:
         """Find the groups of a new connection, and let it speak when they are known."""
-        groups = await self._groups_of(session)
+        if self._registrar is None:
+            groups = await self._groups_of(session)
+        else:
+            groups, is_admitted = await asyncio.gather(
+                self._groups_of(session), self._registrar.admit(session)
+            )
+            if not is_admitted:
+                session.close(CloseReason.CONNECTION_LIMIT)
+                return
+            if self.find(session.id) is None:
+                self._registrar.gone(session)  # once more: it was gone before it was counted
         if self.find(session.id) is None:
             return
         if groups is None:
@@ -410,6 +451,8 @@ class Gateway:
         user_id = session.identity.user_id
         if (not self._alone or self.presence.matters(user_id)) and self._is_only_one(session):
             self.neighbours.user_came(user_id, frozenset(self.rooms.names_of(session)))
+        if self._registrar is not None:
+            self._registrar.changed(session)
         # Last, since its messages are handled here and now, and may be the end of it.
         if session.state is State.ADMITTING:
             session.open(pending=False)
@@ -434,6 +477,18 @@ class Gateway:
             self._follows[name] = future
             future.add_done_callback(lambda _: self._follows.pop(name, None))
         self.neighbours.room_opened(name)
+
+    def _touched(self, session: Session, name: str) -> None:
+        if self._registrar is not None:
+            self._registrar.changed(session)
+            self._registrar.room_changed(name)
+
+    async def _evict(self, connection_id: str) -> None:
+        session = self.find(connection_id)
+        if session is not None:
+            session.close(CloseReason.REPLACED)
+        else:
+            await self.neighbours.close(connection_id, CloseReason.REPLACED)
 
     def _watched(self, users: list[str]) -> None:
         self.neighbours.watched(users)
@@ -589,6 +644,8 @@ class Gateway:
         self.rooms.leave_all(session)
         session.closed()
         del self._sessions[session.id]
+        if self._registrar is not None:
+            self._registrar.gone(session)
         self._pending.discard(session)
         self.presence.unwatch(session)
         if rooms and user_room(user_id) not in self.rooms:

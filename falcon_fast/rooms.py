@@ -93,6 +93,7 @@ class Rooms(Generic[MemberT]):
             not be told of anything.
         opened: called with the name of a room that has got its first member here.
         closed: called with the name of a room that has lost its last one.
+        touched: called with (connection, room) when one has joined or left.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Rooms(Generic[MemberT]):
         alone: bool = True,
         opened: Callable[[str], None] | None = None,
         closed: Callable[[str], None] | None = None,
+        touched: Callable[[MemberT, str], None] | None = None,
     ) -> None:
         self._core = core
         self._clock = clock
@@ -115,6 +117,7 @@ class Rooms(Generic[MemberT]):
         self._alone = alone
         self._opened = opened
         self._closed = closed
+        self._touched = touched
         self._numbers: dict[str, int] = {}
         self._rooms: list[_Room | None] = []  # by the core's number
         self._crowded: set[str] = set()
@@ -157,6 +160,8 @@ class Rooms(Generic[MemberT]):
         self._tell(room, "member_joined", member, core.member_count(number) + 1, now)
         core.join(member.conn, number)
         room.updated_at = now
+        if self._touched is not None:
+            self._touched(member, name)
         return Joined.NOW
 
     def leave(self, member: MemberT, name: str) -> bool:
@@ -195,6 +200,8 @@ class Rooms(Generic[MemberT]):
             self._core.close_room(number)
             if self._closed is not None:
                 self._closed(room.name)
+        if self._touched is not None:
+            self._touched(member, room.name)
         self._tell(room, "member_left", member, remaining, now)
 
     def _tell(self, room: _Room, action: str, member: MemberT, here: int, now: float) -> None:

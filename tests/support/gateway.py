@@ -16,10 +16,12 @@ from falcon_fast.directory import Group
 from falcon_fast.errors import BusUnavailable
 from falcon_fast.gateway import Gateway
 from falcon_fast.handshake import Accept
-from falcon_fast.identity import Identity
+from falcon_fast.identity import Identity, new_id
+from falcon_fast.registry import Registry
 from falcon_fast.session import Session
 from falcon_fast.settings import Settings
 
+from .bus import Switchboard
 from .directory import FakeDirectory
 from .frames import CLOSE, TEXT, client_frame, close, server_frames, text
 from .loop import FakeTimeLoop, turns
@@ -168,24 +170,42 @@ class Client:
 class Node:
     """A gateway that was started, without a listener.
 
+    Args:
+        settings: of the node.
+        board: joins it with other nodes.
+        registry: that it shares with them.
+        changes: of the settings.
+
     Attributes:
         clock: also the loop's; it goes on when a test awaits a sleep.
     """
 
-    def __init__(self, settings: Settings = SETTINGS, **changes: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        settings: Settings = SETTINGS,
+        *,
+        board: Switchboard | None = None,
+        registry: Registry | None = None,
+        **changes: Any,  # noqa: ANN401
+    ) -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, FakeTimeLoop), "the module must say loop_factory = FakeTimeLoop"
         self.settings = replace(settings, **changes)
         self.clock = loop.clock
         self.bus = CutBus()
+        node_id = new_id()
+        self.wire = None if board is None else board.plug(node_id)
         self.directory = FakeDirectory()
         self.gateway = Gateway(
             self.settings,
             clock=self.clock,
-            bus=self.bus,
+            bus=self.wire or self.bus,
             directory=self.directory,
             verifier=TokenVerifier(SECRET, clock=self.clock),
             epoll=False,
+            alone=self.wire is None,
+            registry=registry,
+            node_id=node_id,
         )
 
     def identity(self, user_id: str, character_id: int = 7, *, ttl: int = 36_000) -> Identity:

@@ -20,14 +20,14 @@ from ..support import ROOT
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_core", "_version", "clock", "codes", "errors", "identity", "redis_url"),
     ("envelope", "jose", "logs", "settings", "statistics"),
-    ("bus", "directory"),
+    ("bus", "directory", "registry"),
     (
         *("auth", "cluster", "handshake", "head", "jwks", "keys"),
         *("presence", "rooms", "session", "throttle"),
         *("directory.sqlite", "directory.sqlite_store"),
-        *("bus.memory", "bus.redis_address"),
+        *("bus.memory", "bus.redis_address", "bus.redis_registry"),
     ),
-    ("driver", "gateway", "neighbours", "upgrade"),
+    ("driver", "gateway", "neighbours", "registrar", "upgrade"),
     ("listings", "metrics", "service"),
     (
         *("admin", "admin.app", "admin.cursors", "admin.examples", "admin.listener"),
