@@ -145,7 +145,9 @@ class Neighbours:
 
     # ------------------------------------------------------------------------ asking the others
 
-    async def _ask_counts(self, names: list[str], process_id: str | None = None) -> None:
+    async def _ask_counts(
+        self, names: list[str], process_id: str | None = None, *, tell: bool = False
+    ) -> None:
         whom = None if process_id is None else [process_id]
         for batch in _batches(names):
             answers = await self._cluster.ask("counts", {"rooms": batch}, process_ids=whom)
@@ -153,7 +155,7 @@ class Neighbours:
                 counts = answer.get("rooms")
                 if isinstance(counts, dict):
                     known = {name: integer(counts, name) for name in batch if name in counts}
-                    self._host.rooms.set_elsewhere(process, batch, known)
+                    self._host.rooms.set_elsewhere(process, batch, known, tell=tell)
 
     async def _ask_present(self, users: list[str], process_id: str | None = None) -> None:
         whom = None if process_id is None else [process_id]
@@ -172,7 +174,7 @@ class Neighbours:
         self._host.spawn(self._look_at(process_id))
 
     async def _look_at(self, process_id: str | None) -> None:
-        await self._ask_counts(list(self._host.rooms.names()), process_id)
+        await self._ask_counts(list(self._host.rooms.names()), process_id, tell=True)
         await self._ask_present(self._host.presence.watched, process_id)
 
     def _went(self, process_id: str) -> None:

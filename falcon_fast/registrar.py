@@ -95,8 +95,6 @@ class Registrar:
         self._gone: dict[str, str] = {}  # connection id -> user id
         self._changed_rooms: dict[str, None] = {}
         self._known_rooms: dict[str, RoomEntry] = {}  # as last written, for what is left of them
-        self._refreshing: list[Session] = []
-        self._refreshing_rooms: list[str] = []
         self._is_stale = True  # nothing is written yet, or maybe not everything
         self._is_failing = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -117,6 +115,7 @@ class Registrar:
             answer.cancel()
         try:
             await self._registry.clear(self._cluster.node_id)
+            await self._registry.forget(self._cluster.node_id)
         except BusUnavailable:
             log.debug("the registry does not answer; others will clear up")
         await self._registry.close()
@@ -160,7 +159,9 @@ class Registrar:
             while self._claims:
                 batch, self._claims = self._claims[:BATCH], self._claims[BATCH:]
                 try:
-                    admitted = await self._registry.admit([claim for claim, _ in batch])
+                    admitted = await self._registry.admit(
+                        self._cluster.node_id, [claim for claim, _ in batch]
+                    )
                 except BusUnavailable:
                     self._fail()
                     admitted = [True] * len(batch)
@@ -219,7 +220,6 @@ class Registrar:
         """Write everything anew; what changes meanwhile is in the lists of changes already."""
         self._is_stale = False
         # What could not be removed in time is removed here, with all the rest.
-        self._gone.clear()
         await self._registry.clear(self._cluster.node_id)
         for batch in _batches(list(self._sessions())):
             await self._put(batch)
@@ -293,26 +293,17 @@ class Registrar:
 
     async def _refresh_for_ever(self) -> None:
         """Write everything again, a part at a time, before it lapses."""
-        steps = REFRESH / REFRESH_STEP
+        steps = int(REFRESH / REFRESH_STEP)
         while True:
-            await asyncio.sleep(REFRESH_STEP)
-            if not self._refreshing:
-                self._refreshing = list(self._sessions())
-            if not self._refreshing_rooms:
-                self._refreshing_rooms = list(self._rooms.names())
-            part = 1 + int(len(self._sessions()) / steps)
-            sessions, self._refreshing = self._refreshing[:part], self._refreshing[part:]
-            for session in sessions:
-                if session.state is State.OPEN:
-                    self._changed.setdefault(session.id, session)
-            part = 1 + int(len(self._rooms) / steps)
-            names, self._refreshing_rooms = (
-                self._refreshing_rooms[:part],
-                self._refreshing_rooms[part:],
-            )
-            for name in names:
-                if name in self._rooms:
-                    self._changed_rooms.setdefault(name)
+            sessions, names = list(self._sessions()), list(self._rooms.names())
+            for step in range(steps):
+                await asyncio.sleep(REFRESH_STEP)
+                for session in sessions[step::steps]:
+                    if session.state is State.OPEN:
+                        self._changed.setdefault(session.id, session)
+                for name in names[step::steps]:
+                    if name in self._rooms:
+                        self._changed_rooms.setdefault(name)
 
     # ------------------------------------------------------------------- the node, and the dead
 
@@ -349,6 +340,7 @@ class Registrar:
             if dead == node_id:
                 continue
             connections = await self._registry.clear(dead)
+            await self._registry.forget(dead)
             log.warning(
                 "cleared up after a dead node",
                 extra={"node_id": dead, "connections": connections},

@@ -50,8 +50,8 @@ class RoomEntry:
 class Registry(Protocol):
     """Where it is written down; the contract is in the docstring of this module."""
 
-    async def admit(self, claims: Sequence[Claim]) -> list[bool]:
-        """Count connections as their users', each only below the user's limit, all at once."""
+    async def admit(self, node_id: str, claims: Sequence[Claim]) -> list[bool]:
+        """Count connections of a node as their users', each only below the user's limit."""
 
     async def oldest(self, user_id: str) -> str | None:
         """Return the id of the user's oldest connection."""
@@ -76,7 +76,10 @@ class Registry(Protocol):
         """Claim nodes that have not beaten for so many seconds; each is given to one claimer."""
 
     async def clear(self, node_id: str) -> int:
-        """Remove everything of a node, and return how many connections that were."""
+        """Remove the connections and rooms of a node, and return how many connections that were."""
+
+    async def forget(self, node_id: str) -> None:
+        """Remove a node itself, whose connections and rooms are removed."""
 
     async def put_statistics(self, document: bytes) -> None:
         """Write the cluster's statistics."""

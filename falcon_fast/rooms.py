@@ -262,7 +262,7 @@ class Rooms(Generic[MemberT]):
             self._core.fan_out(number, told)
 
     def set_elsewhere(
-        self, process_id: str, names: Iterable[str], counts: Mapping[str, int]
+        self, process_id: str, names: Iterable[str], counts: Mapping[str, int], *, tell: bool
     ) -> None:
         """Take a process's answer to how many members it has in some rooms.
 
@@ -270,11 +270,14 @@ class Rooms(Generic[MemberT]):
             process_id: who answered.
             names: the rooms it was asked for.
             counts: its members; a room that is not named has none there.
+            tell: whether the members here hear of another number, having heard a wrong one.
         """
         for name in names:
             number = self._numbers.get(name)
-            if number is not None:
-                self._set_elsewhere(self._room(number), process_id, counts.get(name, 0))
+            if number is None:
+                continue
+            if self._set_elsewhere(self._room(number), process_id, counts.get(name, 0)) and tell:
+                self._crowded_elsewhere.add(name)
 
     def forget_process(self, process_id: str) -> None:
         """A process is gone with all its members: those who are left hear how many there are."""

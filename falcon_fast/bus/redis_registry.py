@@ -106,7 +106,7 @@ class RedisRegistry:
         # redis-py types its commands for both of its clients at once, which fits neither.
         self._redis: Any = address.client()
 
-    async def admit(self, claims: Sequence[Claim]) -> list[bool]:
+    async def admit(self, node_id: str, claims: Sequence[Claim]) -> list[bool]:
         """See `Registry.admit`."""
         with _translated():
             pipeline = self._pipeline()
@@ -114,7 +114,11 @@ class RedisRegistry:
                 pipeline.eval(
                     _ADMIT, 1, _user(claim.user_id), claim.connection_id, claim.limit, USER_TTL
                 )
-            return [bool(answer) for answer in await pipeline.execute()]
+            # Before the answer is known, so that whatever is counted is found if this node dies.
+            mine = {claim.connection_id: claim.user_id for claim in claims}
+            pipeline.hset(_connections(node_id), mapping=mine)
+            *answers, _ = await pipeline.execute()
+            return [bool(answer) for answer in answers]
 
     async def oldest(self, user_id: str) -> str | None:
         """See `Registry.oldest`."""
@@ -214,12 +218,15 @@ class RedisRegistry:
         for part in _batches(list(connections.items())):
             await self.drop(node_id, [(ident.decode(), user.decode()) for ident, user in part])
             number += len(part)
+        return number
+
+    async def forget(self, node_id: str) -> None:
+        """See `Registry.forget`."""
         with _translated():
             pipeline = self._pipeline()
             pipeline.delete(f"websocket:node:{node_id}")
             pipeline.zrem(NODES, node_id)
             await pipeline.execute()
-        return number
 
     async def put_statistics(self, document: bytes) -> None:
         """See `Registry.put_statistics`."""

@@ -78,6 +78,8 @@ class Switchboard:
 
     def carry(self, sender: str, receiver: str | None, act: Callable[[Wire], None]) -> None:
         """Let something arrive at one node or at all others, when the loop has its next turn."""
+        if sender not in self.wires:
+            return  # it is dead, and does not know it
         for node_id, wire in list(self.wires.items()):
             if node_id == sender or receiver not in {None, node_id}:
                 continue

@@ -40,7 +40,7 @@ class MemoryRegistry:
         if self.down:
             raise BusUnavailable("the registry is down")
 
-    async def admit(self, claims: Sequence[Claim]) -> list[bool]:
+    async def admit(self, node_id: str, claims: Sequence[Claim]) -> list[bool]:
         await self._answer()
         answers = []
         for claim in claims:
@@ -48,6 +48,7 @@ class MemoryRegistry:
             is_admitted = claim.connection_id in mine or len(mine) < claim.limit
             if is_admitted:
                 mine[claim.connection_id] = None
+                self.documents.setdefault(claim.connection_id, (node_id, b""))
             answers.append(is_admitted)
         return answers
 
@@ -110,8 +111,11 @@ class MemoryRegistry:
                 self._drop(ident, user_id)
         for room_id in list(self.rooms):
             self._count(node_id, room_id, 0)
-        self.nodes.pop(node_id, None)
         return len(mine)
+
+    async def forget(self, node_id: str) -> None:
+        await self._answer()
+        self.nodes.pop(node_id, None)
 
     async def put_statistics(self, document: bytes) -> None:
         await self._answer()

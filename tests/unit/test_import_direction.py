@@ -82,7 +82,7 @@ ROOMS_OF_PACKAGES: dict[str, frozenset[str]] = {
     "pydantic": frozenset({"admin.*"}),
     "prometheus_client": frozenset({"metrics"}),
     "pymongo": frozenset({"directory.mongo"}),
-    "redis": frozenset({"bus.redis_address"}),
+    "redis": frozenset({"bus.redis_address", "bus.redis_registry"}),
     "sqlite3": frozenset({"directory.sqlite", "directory.sqlite_store"}),
 }
 
