@@ -141,7 +141,8 @@ async def test_an_outage_turns_nobody_away_and_is_made_up_for(
     new = [await nodes.connect(0, "bob", FLEET) for _ in range(2)]
     one_too_many = nodes[0].dial("bob")
     await turns(LATER)
-    assert one_too_many.closed == said(CloseReason.CONNECTION_LIMIT)  # this node knows that alone
+    # This node knows that alone.
+    assert one_too_many.closed == said(CloseReason.CONNECTION_LIMIT)
     await asyncio.sleep(60)
     assert set(registry.documents) == {staying.id, gone}
     registry.down = False
