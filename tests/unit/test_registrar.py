@@ -150,8 +150,8 @@ async def test_an_outage_turns_nobody_away_and_is_made_up_for(
     assert set(registry.documents) == {staying.id, *(client.id for client in new)}
     assert registry.rooms[ROOM] == {nodes[0].gateway.node_id: 3}
     assert set(registry.users["ann"]) == {staying.id}
-    said = [r.levelname for r in caplog.records if r.name.endswith("registrar")]
-    assert said == ["WARNING"] * 2  # each node once
+    levels = [r.levelname for r in caplog.records if r.name.endswith("registrar")]
+    assert levels == ["WARNING"] * 2  # each node once
 
 
 async def test_x14_a_dead_nodes_entries_are_cleared_up_once(
