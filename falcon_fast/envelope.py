@@ -70,6 +70,7 @@ _TOO_MANY_KEYS: Final = 3
 _ROOM: Final = re.compile(r"(?:user:[A-Za-z0-9_-]{1,64}|group:[0-9a-f]{24})")
 _TARGET: Final = re.compile(r"(?:user:)?[A-Za-z0-9_-]{1,64}")
 _LONG_INTEGER: Final = re.compile(rb"[0-9]{20,}")
+_MEMBERSHIP: Final = b'"group_membership_change"'
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f]")
 
 
@@ -319,6 +320,38 @@ def membership_change(
             "timestamp": rfc3339(now),
         },
     )
+
+
+@dataclass(frozen=True, slots=True)
+class MembershipEvent:
+    """What a program that manages groups says of one user."""
+
+    group_id: str
+    group_name: str
+    joined: bool
+
+
+def membership_event(frame: bytes) -> MembershipEvent | None:
+    """Read a frame for a user as the event that a membership changed.
+
+    Such a frame is a `group_membership_change` without an `id`: one with an id is a message of an
+    operator to a user's clients.
+
+    Returns:
+        The event, None for every other frame.
+    """
+    if _MEMBERSHIP not in frame:
+        return None
+    parsed = orjson.loads(frame)
+    data = parsed.get("data")
+    if parsed.get("type") != "group_membership_change" or "id" in parsed or type(data) is not dict:
+        return None
+    group_id, name, joined = data.get("group_id"), data.get("group_name"), data.get("joined")
+    if type(group_id) is not str or room_name(f"group:{group_id}") is None:
+        return None
+    if type(joined) is not bool:
+        return None
+    return MembershipEvent(group_id, name if type(name) is str else "", joined)
 
 
 def presence_reply(ident: str | None, *, now: float) -> bytes:

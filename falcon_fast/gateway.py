@@ -23,10 +23,11 @@ from falcon_fast._core import Core
 from falcon_fast.auth import TokenVerifier
 from falcon_fast.bus import Bus, BusStatistics, Loss, Target
 from falcon_fast.clock import Clock
-from falcon_fast.cluster import Cluster
+from falcon_fast.cluster import Cluster, Json, integer, text
 from falcon_fast.codes import CloseReason, close_table
 from falcon_fast.directory import Directory, Group
 from falcon_fast.driver import CoreDriver
+from falcon_fast.envelope import MembershipEvent
 from falcon_fast.errors import BusUnavailable, DirectoryUnavailable
 from falcon_fast.handshake import Accept, Endpoint, Policy, Refuse, Request
 from falcon_fast.identity import Identity, new_id
@@ -191,6 +192,7 @@ class Gateway:
         )
         self.presence: Presence[Session] = Presence(loop.call_later, watched=self._watched)
         self.neighbours = Neighbours(self, self.cluster)
+        self.cluster.listens_to("membership", self._told_membership)
         self._settings = settings
         self._loop = loop
         self._driver = CoreDriver(self.core, loop)
@@ -222,6 +224,7 @@ class Gateway:
         self._counting: asyncio.TimerHandle | None = None
         self._alone = alone
         self._draining = False
+        self._is_announcing = False
         self._closed = False
         self._last_connection: float | None = None
         self._from_service = 0
@@ -621,6 +624,78 @@ class Gateway:
             groups = await self._directory.groups_of(user, character_id)
             self._on_change(user, groups)
 
+    async def announce_membership(
+        self, user_id: str | None, character_id: int, group_id: str, name: str, *, joined: bool
+    ) -> None:
+        """Act on an event on all nodes; see `membership_changed`.
+
+        Args:
+            user_id: whose membership changed; None when only the character is known.
+            character_id: the user's character.
+            group_id: 24 hexadecimal digits.
+            name: of the group, for the clients.
+            joined: added, or removed.
+
+        Raises:
+            BusUnavailable: other nodes were not told; they find out from the directory.
+            DirectoryUnavailable: the directory does not answer.
+        """
+        self._is_announcing = True  # what comes back at once is our own
+        try:
+            if user_id is not None:
+                frame = envelope.membership_change(
+                    user_id, group_id, name, joined=joined, now=self.clock.time()
+                )
+                self._bus.publish(Target.USER, user_id, frame)
+            else:
+                self.cluster.tell(
+                    "membership",
+                    {
+                        "character_id": character_id,
+                        "group_id": group_id,
+                        "name": name,
+                        "joined": joined,
+                    },
+                )
+        finally:
+            self._is_announcing = False
+            await self.membership_changed(user_id, character_id, group_id, name, joined=joined)
+
+    def _heard_membership(self, user_id: str, event: MembershipEvent) -> int:
+        """Act on an event from another node; who is concerned is told when it has taken effect."""
+        connections = self.rooms.member_count(user_room(user_id))
+        if connections and not self._is_announcing:
+            self.spawn(
+                self._act_on_event(
+                    user_id, 0, event.group_id, event.group_name, joined=event.joined
+                )
+            )
+        return connections
+
+    def _told_membership(self, process_id: str, args: Json) -> None:
+        """See `announce_membership`; another node knows the character only."""
+        joined = args.get("joined")
+        if not isinstance(joined, bool):
+            raise ValueError("joined is not a truth value")  # noqa: TRY004
+        self.spawn(
+            self._act_on_event(
+                None,
+                integer(args, "character_id"),
+                text(args, "group_id"),
+                text(args, "name"),
+                joined=joined,
+            )
+        )
+
+    async def _act_on_event(
+        self, user_id: str | None, character_id: int, group_id: str, name: str, *, joined: bool
+    ) -> None:
+        try:
+            await self.membership_changed(user_id, character_id, group_id, name, joined=joined)
+        except DirectoryUnavailable:
+            # Who was removed is out of the room; the rest is found out when it answers again.
+            log.warning("an event about a group could not be looked up", extra={"kind": "event"})
+
     def _on_ban(self, user_id: str) -> None:
         """The directory says that a user is banned."""
         for session in self.rooms.members(user_room(user_id)):
@@ -716,6 +791,9 @@ class Gateway:
         if target is Target.ROOM:
             return self.rooms.fan_out(ident, frame)
         if target is Target.USER:
+            event = envelope.membership_event(frame)
+            if event is not None:
+                return self._heard_membership(ident, event)
             return self.rooms.fan_out(user_room(ident), frame)
         if target is Target.ALL:
             return self.core.broadcast(frame)

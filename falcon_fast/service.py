@@ -258,6 +258,7 @@ class Service:
             joined: added, or removed.
 
         Raises:
+            BusUnavailable: other nodes were not told; they find out from the directory.
             DirectoryUnavailable: the directory could not confirm it. Who was removed is out of
                 the room; who was added is put in when the directory answers again.
         """
@@ -268,7 +269,7 @@ class Service:
                 raise
             # Who is connected with a token of the character is taken out all the same.
             user_id = None
-        await self._gateway.membership_changed(
+        await self._gateway.announce_membership(
             user_id, character_id, group_id, group_name, joined=joined
         )
 

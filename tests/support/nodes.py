@@ -8,6 +8,7 @@ from typing import Any, Final
 import pytest
 
 from falcon_fast import gateway as module
+from falcon_fast.directory import Group
 from falcon_fast.service import Service
 
 from .bus import Switchboard
@@ -68,9 +69,11 @@ class Nodes:
         for node in self.nodes:
             await node.gateway.close()
 
-    async def connect(self, number: int, user_id: str, *groups: object) -> Client:
+    async def connect(
+        self, number: int, user_id: str, *groups: Group, character_id: int = 7
+    ) -> Client:
         """Connect a user to a node; it has nothing left to read afterwards."""
-        client = await self[number].connect(user_id, *groups)  # type: ignore[arg-type]
+        client = await self[number].connect(user_id, *groups, character_id=character_id)
         await turns(LATER)
         client.take()
         return client

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 
@@ -11,7 +12,12 @@ import pytest
 from falcon_fast.bus import Loss, Target
 from falcon_fast.cluster import ASK_TIMEOUT, GONE, SILENT
 from falcon_fast.codes import CloseReason
-from falcon_fast.errors import BusUnavailable, NodesUnavailable, NotFoundError
+from falcon_fast.errors import (
+    BusUnavailable,
+    DirectoryUnavailable,
+    NodesUnavailable,
+    NotFoundError,
+)
 from falcon_fast.presence import GRACE
 
 from ..support.directory import group
@@ -418,6 +424,52 @@ async def test_a_loss_in_one_shard_is_told_to_its_rooms(monkeypatch: pytest.Monk
     await turns(LATER)
     assert [f["id"] for f in bob.take()] == ["1"]
     await nodes.close()
+
+
+async def test_a_change_of_membership_takes_effect_on_all_nodes(nodes: Nodes) -> None:
+    bobs = [await nodes.connect(number, "bob", FLEET, character_id=8) for number in (0, 1)]
+    ann = await nodes.connect(2, "ann", FLEET)
+    for client in (ann, *bobs):
+        client.take()
+    for node in nodes.nodes:
+        node.directory.groups["bob"] = frozenset()
+    await nodes.services[0].broadcast_group_membership_change(8, FLEET.id, FLEET.name, joined=False)
+    await turns(LATER)
+    for bob in bobs:
+        assert bob.rooms == ["user:bob"]
+        told = [f["data"] for f in bob.take() if f["type"] == "group_membership_change"]
+        assert [(data["group_id"], data["joined"]) for data in told] == [(FLEET.id, False)]
+    assert [data["action"] for data in updates(ann)] == ["member_left", "member_left"]
+    for node in nodes.nodes:
+        node.directory.groups["bob"] = frozenset({FLEET})
+    await nodes.services[0].broadcast_group_membership_change(8, FLEET.id, FLEET.name, joined=True)
+    await turns(LATER)
+    for bob in bobs:
+        assert bob.rooms == ["user:bob", ROOM]
+        told = [f["data"] for f in bob.take() if f["type"] == "group_membership_change"]
+        assert [(data["group_id"], data["joined"]) for data in told] == [(FLEET.id, True)]
+
+
+async def test_a_removal_is_believed_although_no_directory_answers(nodes: Nodes) -> None:
+    bob = await nodes.connect(1, "bob", FLEET)
+    for node in nodes.nodes:
+        node.directory.error = DirectoryUnavailable("away")
+    with contextlib.suppress(DirectoryUnavailable):
+        await nodes.services[0].broadcast_group_membership_change(
+            7, FLEET.id, FLEET.name, joined=False
+        )
+    await turns(LATER)
+    assert bob.rooms == ["user:bob"]
+
+
+async def test_an_operators_message_of_that_type_is_a_message(nodes: Nodes) -> None:
+    bob = await nodes.connect(1, "bob", FLEET)
+    data = {"group_id": FLEET.id, "group_name": FLEET.name, "joined": False}
+    sent = await nodes.services[0].send_to_user("bob", "group_membership_change", data)
+    assert sent.recipients_count == 1
+    [frame] = bob.take()
+    assert (frame["id"], frame["data"]) == (sent.message_id, data)
+    assert bob.rooms == ["user:bob", ROOM]
 
 
 @pytest.mark.parametrize(
