@@ -72,11 +72,13 @@ if total == 0 then
   redis.call('DEL', KEYS[1])
   return 0
 end
-room.id, room.type, room.name = new.id, new.type, new.name
-if type(room.created_at) ~= 'string' or new.created_at < room.created_at then
-  room.created_at = new.created_at
+if new.id then
+  room.id, room.type, room.name = new.id, new.type, new.name
+  if type(room.created_at) ~= 'string' or new.created_at < room.created_at then
+    room.created_at = new.created_at
+  end
+  room.updated_at = new.updated_at
 end
-room.updated_at = new.updated_at
 room.member_count = total
 redis.call('SET', KEYS[1], cjson.encode(room), 'EX', ARGV[4])
 return total
