@@ -6,7 +6,8 @@ the others ask. What is asked and told, and what it means, is said by those who 
 lone process asks nobody and waits for nothing.
 
 *Node* and *process* are two things: a node is what operators start, with one link to the bus; the
-connections are held by processes of the node. With one process they have the same id.
+connections are held by processes of the node. The id of a node's first process is the node's own,
+that of another one is the node's with a dot and something behind it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ __all__ = [
     "Peer",
     "Receipt",
     "integer",
+    "node_of",
     "text",
     "texts",
 ]
@@ -124,6 +126,7 @@ class Cluster:
         clock: where the time comes from.
         connections: how many this process holds, for its beats.
         node_id: of this node; made up if not given.
+        process_id: of this process; that of the node if not given.
 
     Attributes:
         node_id: of this node.
@@ -137,9 +140,10 @@ class Cluster:
         clock: Clock,
         connections: Callable[[], int],
         node_id: str | None = None,
+        process_id: str | None = None,
     ) -> None:
         self.node_id = node_id or new_id()
-        self.process_id = self.node_id
+        self.process_id = process_id or self.node_id
         self._bus = bus
         self._clock = clock
         self._connections = connections
@@ -186,7 +190,7 @@ class Cluster:
         self._beating = asyncio.get_running_loop().call_later(BEAT, turn)
 
     def _beat(self, *, hello: bool = False, process_id: str | None = None) -> None:
-        beat: Json = {"op": "beat", "node": self.node_id, "connections": self._connections()}
+        beat: Json = {"op": "beat", "connections": self._connections()}
         if hello:
             beat["hello"] = True
         self._tell_quietly(beat, process_id)
@@ -226,17 +230,15 @@ class Cluster:
         """The other processes that are taken to be alive."""
         return tuple(self._peers.values())
 
-    def node_of(self, process_id: str) -> str:
-        """Return the node that a process belongs to."""
-        if process_id == self.process_id:
-            return self.node_id
-        peer = self._peers.get(process_id)
-        return process_id if peer is None else peer.node_id
-
     @property
     def nodes(self) -> int:
         """How many nodes there are, this one included."""
         return len({self.node_id, *(peer.node_id for peer in self._peers.values())})
+
+    def bury(self, process_id: str) -> None:
+        """Tell everybody that a process of this node has died."""
+        self._remove(process_id)
+        self._tell_quietly({"op": "bye", "process": process_id})
 
     def _awake(self) -> set[str]:
         recently = self._clock.monotonic() - SILENT
@@ -259,7 +261,7 @@ class Cluster:
             BusUnavailable: it is not sent.
         """
         if process_id is not None or self._peers:
-            self._bus.tell(orjson.dumps({"op": "tell", "what": what, "args": args}), process_id)
+            self._send({"op": "tell", "what": what, "args": args}, process_id)
 
     def tell_if_possible(self, what: str, args: Json) -> None:
         """Tell something to all processes, which find out by themselves if it does not arrive."""
@@ -282,14 +284,14 @@ class Cluster:
         awake = wanted & self._awake()
         ident = new_id()
         question = self._question(ident, awake)
-        message = orjson.dumps({"op": "ask", "id": ident, "what": what, "args": args})
+        message: Json = {"op": "ask", "id": ident, "what": what, "args": args}
         try:
             if process_ids is None:
                 if awake:
-                    self._bus.tell(message)
+                    self._send(message)
             else:
                 for process_id in awake:
-                    self._bus.tell(message, process_id)
+                    self._send(message, process_id)
         except BusUnavailable:
             question.done.cancel()
         return await self._wait(ident, question, wanted)
@@ -338,7 +340,7 @@ class Cluster:
         finally:
             self._questions.pop(ident, None)
         silent = wanted - question.answers.keys()
-        return Answers(question.answers, tuple(sorted({self.node_of(one) for one in silent})))
+        return Answers(question.answers, tuple(sorted({node_of(one) for one in silent})))
 
     def _tick_off(self, question: _Question, process_id: str) -> None:
         question.waits_for.discard(process_id)
@@ -347,17 +349,26 @@ class Cluster:
 
     # ----------------------------------------------------------------------------- what is heard
 
-    def heard(self, process_id: str, control: bytes) -> None:
-        """Take what another process has told; see `bus.Receiver.heard`."""
+    def heard(self, node_id: str, control: bytes) -> None:
+        """Take what a process of another node, or of this one, has told.
+
+        Args:
+            node_id: the node that the bus says it comes from; see `bus.Receiver.heard`.
+            control: which may say that it is for one process only.
+        """
         try:
             message = orjson.loads(control)
             if not isinstance(message, dict):
                 raise TypeError("not an object")
-            self._act(process_id, message)
+            process_id = text(message, "process") if "process" in message else node_id
+            if node_of(process_id) != node_id:
+                raise ValueError("a node spoke for a process of another")
+            if process_id != self.process_id and message.get("to") in {None, self.process_id}:
+                self._act(process_id, message)
         except (TypeError, ValueError) as error:
             log.warning(
                 "another node told something strange",
-                extra={"kind": "bad_control", "node_id": process_id, "error": str(error)},
+                extra={"kind": "bad_control", "node_id": node_id, "error": str(error)},
             )
 
     def _act(self, process_id: str, message: Json) -> None:
@@ -386,15 +397,15 @@ class Cluster:
                 self.confirm(process_id, text(message, "id"), 0)
 
     def _heard_beat(self, process_id: str, message: Json) -> None:
-        node_id, connections = text(message, "node"), integer(message, "connections")
+        connections = integer(message, "connections")
         now = self._clock.monotonic()
         peer = self._peers.get(process_id)
         if peer is None:
             if len(self._peers) >= MAX_PEERS:
                 return
-            self._peers[process_id] = Peer(process_id, node_id, connections, now)
+            self._peers[process_id] = Peer(process_id, node_of(process_id), connections, now)
         else:
-            peer.node_id, peer.connections, peer.heard_at = node_id, connections, now
+            peer.connections, peer.heard_at = connections, now
         if message.get("hello") is True:
             self._beat(process_id=process_id)
         if peer is None:
@@ -429,9 +440,24 @@ class Cluster:
     def _tell_quietly(self, message: Json, process_id: str | None = None) -> None:
         """Tell what nobody needs to know of if it fails: whoever waits for it has a deadline."""
         try:
-            self._bus.tell(orjson.dumps(message), process_id)
+            self._send(message, process_id)
         except BusUnavailable:
             log.debug("not told: %s", message["op"])
+
+    def _send(self, message: Json, process_id: str | None = None) -> None:
+        """Send a message to one process or to all; raises BusUnavailable."""
+        if self.process_id != self.node_id:
+            message = {"process": self.process_id, **message}
+        node_id = None
+        if process_id is not None:
+            node_id = node_of(process_id)
+            message = {**message, "to": process_id}
+        self._bus.tell(orjson.dumps(message), node_id)
+
+
+def node_of(process_id: str) -> str:
+    """Return the node that a process belongs to."""
+    return process_id.partition(".")[0]
 
 
 def _args(message: Json) -> Json:

@@ -121,6 +121,7 @@ class Gateway:
         alone: whether the bus reaches this process only.
         registry: where it is written down who is connected where, if there are other nodes.
         node_id: by which the bus knows this node; made up if there are no others.
+        process_id: of this process, if its node has several.
 
     Attributes:
         cluster: the other processes.
@@ -142,10 +143,15 @@ class Gateway:
         alone: bool = True,
         registry: Registry | None = None,
         node_id: str | None = None,
+        process_id: str | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.cluster = Cluster(
-            bus, clock=clock, connections=lambda: self.core.count, node_id=node_id
+            bus,
+            clock=clock,
+            connections=lambda: self.core.count,
+            node_id=node_id,
+            process_id=process_id,
         )
         self.node_id = self.cluster.node_id
         self.clock = clock
@@ -833,9 +839,9 @@ class Gateway:
         rooms = self.rooms.names_of(session)
         self._run(session, ask())
 
-    def counted(self, node_id: str, room: str, members: int, frame: bytes) -> None:
+    def counted(self, process_id: str, room: str, members: int, frame: bytes) -> None:
         """See `bus.Receiver`."""
-        self.rooms.heard_change(node_id, room, members, frame)
+        self.rooms.heard_change(process_id, room, members, frame)
 
     def confirm(self, node_id: str, receipt: str, connections: int) -> None:
         """See `bus.Receiver`."""
@@ -875,8 +881,15 @@ class Gateway:
                 self.rooms.fan_out(name, envelope.resync(number=0, room=name, now=now))
 
     def _tell_room(self, room: str, frame: bytes, members: int) -> None:
+        process_id = self.cluster.process_id
         try:
-            self._bus.publish(Target.ROOM, room, frame, members=members)
+            self._bus.publish(
+                Target.ROOM,
+                room,
+                frame,
+                members=members,
+                process_id=None if process_id == self.node_id else process_id,
+            )
         except BusUnavailable:
             # The members here were told; the others will hear the count when the bus is back.
             log.debug("other nodes were not told of a room's change", extra={"room": room})

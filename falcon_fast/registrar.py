@@ -114,8 +114,8 @@ class Registrar:
         for _, answer in self._claims:
             answer.cancel()
         try:
-            await self._registry.clear(self._cluster.node_id)
-            await self._registry.forget(self._cluster.node_id)
+            await self._registry.clear(self._cluster.process_id)
+            await self._registry.forget(self._cluster.process_id)
         except BusUnavailable:
             log.debug("the registry does not answer; others will clear up")
         await self._registry.close()
@@ -140,7 +140,7 @@ class Registrar:
                 if oldest is None or oldest == session.id:
                     return True
                 await self._evict(oldest)
-                await self._registry.drop(self._cluster.node_id, [(oldest, user_id)])
+                await self._registry.drop(self._cluster.process_id, [(oldest, user_id)])
             except BusUnavailable:
                 return True
         return False
@@ -160,7 +160,7 @@ class Registrar:
                 batch, self._claims = self._claims[:BATCH], self._claims[BATCH:]
                 try:
                     admitted = await self._registry.admit(
-                        self._cluster.node_id, [claim for claim, _ in batch]
+                        self._cluster.process_id, [claim for claim, _ in batch]
                     )
                 except BusUnavailable:
                     self._fail()
@@ -204,12 +204,12 @@ class Registrar:
                 self._fail()
 
     async def _flush(self) -> None:
-        node_id = self._cluster.node_id
+        owner = self._cluster.process_id
         if self._is_stale:
             await self._write_all()
         while self._gone:
             gone = _take(self._gone)
-            await self._registry.drop(node_id, gone)
+            await self._registry.drop(owner, gone)
         while self._changed:
             sessions = [session for _, session in _take(self._changed)]
             await self._put(sessions)
@@ -220,7 +220,7 @@ class Registrar:
         """Write everything anew; what changes meanwhile is in the lists of changes already."""
         self._is_stale = False
         # What could not be removed in time is removed here, with all the rest.
-        await self._registry.clear(self._cluster.node_id)
+        await self._registry.clear(self._cluster.process_id)
         for batch in _batches(list(self._sessions())):
             await self._put(batch)
         for names in _batches([*self._rooms.names()]):
@@ -244,7 +244,7 @@ class Registrar:
             if session.state is State.OPEN  # counted as its user's, and still there
         ]
         if entries:
-            await self._registry.put(self._cluster.node_id, entries)
+            await self._registry.put(self._cluster.process_id, entries)
 
     def _document(self, session: Session) -> bytes:
         identity = session.identity
@@ -266,7 +266,7 @@ class Registrar:
     async def _put_rooms(self, names: Sequence[str]) -> None:
         entries = [entry for name in names if (entry := self._room_entry(name)) is not None]
         if entries:
-            await self._registry.put_rooms(self._cluster.node_id, entries)
+            await self._registry.put_rooms(self._cluster.process_id, entries)
             for entry in entries:
                 if not entry.members:
                     self._known_rooms.pop(entry.room_id, None)
@@ -317,36 +317,31 @@ class Registrar:
 
     async def _beat(self) -> None:
         statistics = self._statistics()
-        node_id = self._cluster.node_id
+        owner = self._cluster.process_id
         document = orjson.dumps(
             {
-                "node_id": node_id,
-                "processes": [
-                    {
-                        "process_id": self._cluster.process_id,
-                        "connections": statistics.active_connections,
-                    }
-                ],
+                "node_id": self._cluster.node_id,
+                "process_id": owner,
                 "connections": statistics.active_connections,
                 "updated_at": rfc3339(self._clock.time()),
             }
         )
-        if not await self._registry.beat(node_id, document):
+        if not await self._registry.beat(owner, document):
             self._is_stale = True
         if self._is_failing:
             log.info("the registry answers again")
             self._is_failing = False
         for dead in await self._registry.dead(DEAD):
-            if dead == node_id:
+            if dead == owner:
                 continue
             connections = await self._registry.clear(dead)
             await self._registry.forget(dead)
             log.warning(
-                "cleared up after a dead node",
-                extra={"node_id": dead, "connections": connections},
+                "cleared up after a dead process",
+                extra={"process_id": dead, "connections": connections},
             )
         peers = self._cluster.peers
-        if all(node_id <= peer.node_id for peer in peers):
+        if all(owner <= peer.process_id for peer in peers):
             connections = sum(peer.connections for peer in peers) + statistics.active_connections
             await self._registry.put_statistics(
                 orjson.dumps(

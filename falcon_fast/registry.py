@@ -4,6 +4,9 @@ Other programs read it. For the server itself it holds two things that no node c
 many connections a user has on all nodes together, and what a node had that died without a word.
 `registrar` keeps it in step with the connections of a node; an adapter writes it.
 
+What is written belongs to an owner: the process that holds the connections, known by its id. A
+node's first process has the id of the node.
+
 Everything is called on the loop's thread and may raise BusUnavailable, and nothing else: then it is
 not known what of the call was done.
 """
@@ -37,7 +40,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class RoomEntry:
-    """A room and how many of its members are on this node; times are RFC 3339."""
+    """A room and how many of its members are on this process; times are RFC 3339."""
 
     room_id: str
     type: str
@@ -50,36 +53,36 @@ class RoomEntry:
 class Registry(Protocol):
     """Where it is written down; the contract is in the docstring of this module."""
 
-    async def admit(self, node_id: str, claims: Sequence[Claim]) -> list[bool]:
-        """Count connections of a node as their users', each only below the user's limit."""
+    async def admit(self, owner: str, claims: Sequence[Claim]) -> list[bool]:
+        """Count connections of a process as their users', each only below the user's limit."""
 
     async def oldest(self, user_id: str) -> str | None:
         """Return the id of the user's oldest connection."""
 
-    async def put(self, node_id: str, entries: Sequence[Entry]) -> None:
-        """Write connections of a node, or write them anew."""
+    async def put(self, owner: str, entries: Sequence[Entry]) -> None:
+        """Write connections of a process, or write them anew."""
 
-    async def drop(self, node_id: str, connections: Sequence[tuple[str, str]]) -> None:
-        """Remove connections of a node, given as (connection id, user id)."""
+    async def drop(self, owner: str, connections: Sequence[tuple[str, str]]) -> None:
+        """Remove connections of a process, given as (connection id, user id)."""
 
-    async def put_rooms(self, node_id: str, rooms: Sequence[RoomEntry]) -> None:
-        """Write how many members rooms have on a node; none removes it, and an empty room."""
+    async def put_rooms(self, owner: str, rooms: Sequence[RoomEntry]) -> None:
+        """Write how many members rooms have on a process; none removes it, and an empty room."""
 
-    async def beat(self, node_id: str, document: bytes) -> bool:
-        """Say that a node lives.
+    async def beat(self, owner: str, document: bytes) -> bool:
+        """Say that a process lives.
 
         Returns:
             Whether it was known to; if not, its entries may have been cleared up.
         """
 
     async def dead(self, after: float) -> list[str]:
-        """Claim nodes that have not beaten for so many seconds; each is given to one claimer."""
+        """Claim processes silent for so many seconds; each is given to one claimer."""
 
-    async def clear(self, node_id: str) -> int:
-        """Remove the connections and rooms of a node, and return how many connections that were."""
+    async def clear(self, owner: str) -> int:
+        """Remove what a process has, and return how many connections that were."""
 
-    async def forget(self, node_id: str) -> None:
-        """Remove a node itself, whose connections and rooms are removed."""
+    async def forget(self, owner: str) -> None:
+        """Remove a process itself, whose connections and rooms are removed."""
 
     async def put_statistics(self, document: bytes) -> None:
         """Write the cluster's statistics."""

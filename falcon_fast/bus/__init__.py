@@ -110,17 +110,18 @@ class Receiver(Protocol):
             To how many connections.
         """
 
-    def counted(self, node_id: str, room: str, members: int, frame: bytes) -> None:
+    def counted(self, process_id: str, room: str, members: int, frame: bytes) -> None:
         """Take a room's change that another node tells of.
 
         Called only for rooms in `rooms`. It is called instead of `deliver`, since how many members
         there are on all nodes together is for each node to say.
 
         Args:
-            node_id: the node on which somebody joined or left.
+            process_id: the process, of this node or of another, on which somebody joined or left:
+                the id of its node, or that with a dot and something behind it.
             room: the room's name.
-            members: how many of that node's connections are in the room now.
-            frame: a `room_update` with that node's view of the count.
+            members: how many of that process's connections are in the room now.
+            frame: a `room_update` with that process's view of the count.
         """
 
     def confirm(self, node_id: str, receipt: str, connections: int) -> None:
@@ -172,6 +173,7 @@ class Bus(Protocol):
         *,
         members: int | None = None,
         receipt: str | None = None,
+        process_id: str | None = None,
     ) -> int:
         """Send a frame to a room, a connection, a user, or everybody.
 
@@ -183,8 +185,9 @@ class Bus(Protocol):
                 one for a user is for: the bus puts it there for the way, and takes it out again
                 (or puts back what was there) before anybody here or on another node of ours gets
                 it. All clients of ours get the octets that came in here, or the same JSON.
-            members: of this node, for a frame that tells of a room's change; see
+            members: of the process, for a frame that tells of a room's change; see
                 `Receiver.counted`.
+            process_id: whose members these are, if not those of the node's first process.
             receipt: asks every other node to call `Receiver.confirm` with it, at most 64 ASCII
                 letters, digits and hyphens.
 

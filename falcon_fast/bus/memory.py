@@ -30,6 +30,7 @@ class MemoryBus:
         *,
         members: int | None = None,
         receipt: str | None = None,
+        process_id: str | None = None,
     ) -> int:
         """See `Bus.publish`."""
         return self._receiver.deliver(target, ident, frame) if self._receiver is not None else 0

@@ -3,12 +3,12 @@
 ========================================  ======  ==============================================
 ``websocket:connection:{id}``             string  JSON of a connection, 3600 s
 ``websocket:user:{user_id}``              set     the ids of a user's connections, 3600 s
-``websocket:room:{room_id}``              string  JSON of a room, its members by node, 7200 s
+``websocket:room:{room_id}``              string  JSON of a room, its members by process, 7200 s
 ``websocket:stats``                       string  JSON of the whole cluster, 3600 s
-``websocket:node:{node_id}``              string  JSON of a node, 60 s
-``websocket:node:{node_id}:connections``  hash    connection id -> user id
-``websocket:node:{node_id}:rooms``        set     the rooms with members on a node
-``websocket:nodes``                       zset    node id -> when it was last heard of
+``websocket:node:{owner}``                string  JSON of a process, 60 s
+``websocket:node:{owner}:connections``    hash    connection id -> user id
+``websocket:node:{owner}:rooms``          set     the rooms with members on a process
+``websocket:nodes``                       zset    process id -> when it was last heard of
 ========================================  ======  ==============================================
 
 Every command and script has one key, so that all of it works on a Redis Cluster too. Time is Redis'
@@ -108,7 +108,7 @@ class RedisRegistry:
         # redis-py types its commands for both of its clients at once, which fits neither.
         self._redis: Any = address.client()
 
-    async def admit(self, node_id: str, claims: Sequence[Claim]) -> list[bool]:
+    async def admit(self, owner: str, claims: Sequence[Claim]) -> list[bool]:
         """See `Registry.admit`."""
         with _translated():
             pipeline = self._pipeline()
@@ -118,7 +118,7 @@ class RedisRegistry:
                 )
             # Before the answer is known, so that whatever is counted is found if this node dies.
             mine = {claim.connection_id: claim.user_id for claim in claims}
-            pipeline.hset(_connections(node_id), mapping=mine)
+            pipeline.hset(_connections(owner), mapping=mine)
             *answers, _ = await pipeline.execute()
             return [bool(answer) for answer in answers]
 
@@ -140,12 +140,12 @@ class RedisRegistry:
                 ages.append((str(orjson.loads(document)["created_at"]), ident))
         return min(ages)[1] if ages else min(ids)
 
-    async def put(self, node_id: str, entries: Sequence[Entry]) -> None:
+    async def put(self, owner: str, entries: Sequence[Entry]) -> None:
         """See `Registry.put`."""
         with _translated():
             pipeline = self._pipeline()
             mine = {entry.connection_id: entry.user_id for entry in entries}
-            pipeline.hset(_connections(node_id), mapping=mine)
+            pipeline.hset(_connections(owner), mapping=mine)
             for entry in entries:
                 key = _user(entry.user_id)
                 pipeline.set(_connection(entry.connection_id), entry.document, ex=CONNECTION_TTL)
@@ -153,7 +153,7 @@ class RedisRegistry:
                 pipeline.expire(key, USER_TTL)
             await pipeline.execute()
 
-    async def drop(self, node_id: str, connections: Sequence[tuple[str, str]]) -> None:
+    async def drop(self, owner: str, connections: Sequence[tuple[str, str]]) -> None:
         """See `Registry.drop`."""
         if not connections:
             return
@@ -162,14 +162,14 @@ class RedisRegistry:
             for ident, user_id in connections:
                 pipeline.srem(_user(user_id), ident)
                 pipeline.delete(_connection(ident))
-            pipeline.hdel(_connections(node_id), *(ident for ident, _ in connections))
+            pipeline.hdel(_connections(owner), *(ident for ident, _ in connections))
             await pipeline.execute()
 
-    async def put_rooms(self, node_id: str, rooms: Sequence[RoomEntry]) -> None:
+    async def put_rooms(self, owner: str, rooms: Sequence[RoomEntry]) -> None:
         """See `Registry.put_rooms`."""
         with _translated():
             pipeline = self._pipeline()
-            key = f"websocket:node:{node_id}:rooms"
+            key = f"websocket:node:{owner}:rooms"
             for room in rooms:
                 document = orjson.dumps(
                     {
@@ -181,7 +181,7 @@ class RedisRegistry:
                     }
                 )
                 pipeline.eval(
-                    _ROOM, 1, _room(room.room_id), node_id, room.members, document, ROOM_TTL
+                    _ROOM, 1, _room(room.room_id), owner, room.members, document, ROOM_TTL
                 )
                 if room.members:
                     pipeline.sadd(key, room.room_id)
@@ -189,12 +189,12 @@ class RedisRegistry:
                     pipeline.srem(key, room.room_id)
             await pipeline.execute()
 
-    async def beat(self, node_id: str, document: bytes) -> bool:
+    async def beat(self, owner: str, document: bytes) -> bool:
         """See `Registry.beat`."""
         with _translated():
             pipeline = self._pipeline()
-            pipeline.eval(_BEAT, 1, NODES, node_id)
-            pipeline.set(f"websocket:node:{node_id}", document, ex=NODE_TTL)
+            pipeline.eval(_BEAT, 1, NODES, owner)
+            pipeline.set(f"websocket:node:{owner}", document, ex=NODE_TTL)
             added, _ = await pipeline.execute()
             return not added
 
@@ -204,30 +204,30 @@ class RedisRegistry:
             found = await self._redis.eval(_DEAD, 1, NODES, int(after))
             return [ident.decode() for ident in found]
 
-    async def clear(self, node_id: str) -> int:
+    async def clear(self, owner: str) -> int:
         """See `Registry.clear`."""
         number = 0
         with _translated():
-            rooms = await self._redis.smembers(f"websocket:node:{node_id}:rooms")
+            rooms = await self._redis.smembers(f"websocket:node:{owner}:rooms")
             nothing = orjson.dumps({})
             for batch in _batches(list(rooms)):
                 pipeline = self._pipeline()
                 for room in batch:
-                    pipeline.eval(_ROOM, 1, _room(room.decode()), node_id, 0, nothing, ROOM_TTL)
-                pipeline.srem(f"websocket:node:{node_id}:rooms", *batch)
+                    pipeline.eval(_ROOM, 1, _room(room.decode()), owner, 0, nothing, ROOM_TTL)
+                pipeline.srem(f"websocket:node:{owner}:rooms", *batch)
                 await pipeline.execute()
-            connections = await self._redis.hgetall(_connections(node_id))
+            connections = await self._redis.hgetall(_connections(owner))
         for part in _batches(list(connections.items())):
-            await self.drop(node_id, [(ident.decode(), user.decode()) for ident, user in part])
+            await self.drop(owner, [(ident.decode(), user.decode()) for ident, user in part])
             number += len(part)
         return number
 
-    async def forget(self, node_id: str) -> None:
+    async def forget(self, owner: str) -> None:
         """See `Registry.forget`."""
         with _translated():
             pipeline = self._pipeline()
-            pipeline.delete(f"websocket:node:{node_id}")
-            pipeline.zrem(NODES, node_id)
+            pipeline.delete(f"websocket:node:{owner}")
+            pipeline.zrem(NODES, owner)
             await pipeline.execute()
 
     async def put_statistics(self, document: bytes) -> None:
@@ -256,8 +256,8 @@ def _room(room_id: str) -> str:
     return f"websocket:room:{room_id}"
 
 
-def _connections(node_id: str) -> str:
-    return f"websocket:node:{node_id}:connections"
+def _connections(owner: str) -> str:
+    return f"websocket:node:{owner}:connections"
 
 
 def _batches(items: list[Any]) -> Iterator[list[Any]]:

@@ -38,8 +38,8 @@ class FakeReceiver:
         self.delivered.append((target, ident, frame))
         return 1
 
-    def counted(self, node_id: str, room: str, members: int, frame: bytes) -> None:
-        self.changes.append((node_id, room, members, frame))
+    def counted(self, process_id: str, room: str, members: int, frame: bytes) -> None:
+        self.changes.append((process_id, room, members, frame))
 
     def confirm(self, node_id: str, receipt: str, connections: int) -> None:
         self.confirmed.append((node_id, receipt, connections))
@@ -113,6 +113,7 @@ class Wire:
         *,
         members: int | None = None,
         receipt: str | None = None,
+        process_id: str | None = None,
     ) -> int:
         assert self._receiver is not None
         here = self._receiver.deliver(target, ident, frame)
@@ -126,7 +127,7 @@ class Wire:
                 return
             if members is not None:
                 if ident in receiver.rooms:
-                    receiver.counted(node_id, ident, members, frame)
+                    receiver.counted(process_id or node_id, ident, members, frame)
                 return
             connections = receiver.deliver(target, ident, frame)
             if receipt is not None:

@@ -74,8 +74,11 @@ class CutBus(MemoryBus):
         *,
         members: int | None = None,
         receipt: str | None = None,
+        process_id: str | None = None,
     ) -> int:
-        reached = super().publish(target, ident, frame, members=members, receipt=receipt)
+        reached = super().publish(
+            target, ident, frame, members=members, receipt=receipt, process_id=process_id
+        )
         if self.cut:
             raise BusUnavailable("other nodes were not told")
         return reached

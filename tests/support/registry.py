@@ -40,7 +40,7 @@ class MemoryRegistry:
         if self.down:
             raise BusUnavailable("the registry is down")
 
-    async def admit(self, node_id: str, claims: Sequence[Claim]) -> list[bool]:
+    async def admit(self, owner: str, claims: Sequence[Claim]) -> list[bool]:
         await self._answer()
         answers = []
         for claim in claims:
@@ -48,7 +48,7 @@ class MemoryRegistry:
             is_admitted = claim.connection_id in mine or len(mine) < claim.limit
             if is_admitted:
                 mine[claim.connection_id] = None
-                self.documents.setdefault(claim.connection_id, (node_id, b""))
+                self.documents.setdefault(claim.connection_id, (owner, b""))
             answers.append(is_admitted)
         return answers
 
@@ -56,14 +56,14 @@ class MemoryRegistry:
         await self._answer()
         return next(iter(self.users.get(user_id, {})), None)
 
-    async def put(self, node_id: str, entries: Sequence[Entry]) -> None:
+    async def put(self, owner: str, entries: Sequence[Entry]) -> None:
         await self._answer()
         self.writes += 1
         for entry in entries:
             self.users.setdefault(entry.user_id, {})[entry.connection_id] = None
-            self.documents[entry.connection_id] = (node_id, entry.document)
+            self.documents[entry.connection_id] = (owner, entry.document)
 
-    async def drop(self, node_id: str, connections: Sequence[tuple[str, str]]) -> None:
+    async def drop(self, owner: str, connections: Sequence[tuple[str, str]]) -> None:
         await self._answer()
         for ident, user_id in connections:
             self._drop(ident, user_id)
@@ -75,47 +75,47 @@ class MemoryRegistry:
         if not mine:
             self.users.pop(user_id, None)
 
-    async def put_rooms(self, node_id: str, rooms: Sequence[RoomEntry]) -> None:
+    async def put_rooms(self, owner: str, rooms: Sequence[RoomEntry]) -> None:
         await self._answer()
         for room in rooms:
-            self._count(node_id, room.room_id, room.members)
+            self._count(owner, room.room_id, room.members)
 
-    def _count(self, node_id: str, room_id: str, members: int) -> None:
+    def _count(self, owner: str, room_id: str, members: int) -> None:
         nodes = self.rooms.setdefault(room_id, {})
         if members:
-            nodes[node_id] = members
+            nodes[owner] = members
         else:
-            nodes.pop(node_id, None)
+            nodes.pop(owner, None)
         if not nodes:
             del self.rooms[room_id]
 
-    async def beat(self, node_id: str, document: bytes) -> bool:
+    async def beat(self, owner: str, document: bytes) -> bool:
         await self._answer()
-        was_known = node_id in self.nodes
-        self.nodes[node_id] = self._clock.monotonic()
+        was_known = owner in self.nodes
+        self.nodes[owner] = self._clock.monotonic()
         return was_known
 
     async def dead(self, after: float) -> list[str]:
         await self._answer()
         now = self._clock.monotonic()
-        found = [node_id for node_id, then in self.nodes.items() if then < now - after]
-        for node_id in found:
-            self.nodes[node_id] = now
+        found = [one for one, then in self.nodes.items() if then < now - after]
+        for one in found:
+            self.nodes[one] = now
         return found
 
-    async def clear(self, node_id: str) -> int:
+    async def clear(self, owner: str) -> int:
         await self._answer()
-        mine = [ident for ident, (owner, _) in self.documents.items() if owner == node_id]
+        mine = [ident for ident, (whose, _) in self.documents.items() if whose == owner]
         for ident in mine:
             for user_id in [user for user, idents in self.users.items() if ident in idents]:
                 self._drop(ident, user_id)
         for room_id in list(self.rooms):
-            self._count(node_id, room_id, 0)
+            self._count(owner, room_id, 0)
         return len(mine)
 
-    async def forget(self, node_id: str) -> None:
+    async def forget(self, owner: str) -> None:
         await self._answer()
-        self.nodes.pop(node_id, None)
+        self.nodes.pop(owner, None)
 
     async def put_statistics(self, document: bytes) -> None:
         await self._answer()
