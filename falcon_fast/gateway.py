@@ -7,6 +7,7 @@ of this node or from the bus.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import random
 import ssl
@@ -225,6 +226,7 @@ class Gateway:
         self._sessions: dict[str, Session] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._pending: set[Session] = set()
+        self._entered: set[Session] = set()
         self._follows: dict[str, asyncio.Future[None]] = {}
         self._server: asyncio.Server | None = None
         self._counting: asyncio.TimerHandle | None = None
@@ -244,7 +246,9 @@ class Gateway:
             OSError: the address cannot be bound.
             BusUnavailable: the bus cannot be reached.
         """
-        self._directory.watch(on_change=self._on_change, on_ban=self._on_ban)
+        self._directory.watch(
+            on_change=self._on_change, on_ban=self._on_ban, on_profile=self._on_profile
+        )
         await self._bus.start(self)
         self.cluster.start()
         if self._registrar is not None:
@@ -453,7 +457,12 @@ class Gateway:
             return
         self._enter(session, groups)
         if self._follows:
-            await self._heard_of(session)
+            # What changes meanwhile is for this one too: it was asked about before.
+            self._entered.add(session)
+            try:
+                await self._heard_of(session)
+            finally:
+                self._entered.discard(session)
             if self.find(session.id) is None:
                 return
         self._pending.discard(session)
@@ -568,12 +577,14 @@ class Gateway:
         joined: dict[str, str] = {}
         left: dict[str, str] = {}
         for session in self.rooms.members(user_room(user_id)):
-            if not self._is_admitted(session):
+            if not self._is_admitted(session) and session not in self._entered:
                 continue  # its own lookup comes, or is repeated, after this
             mine = set(self.rooms.names_of(session)) - {user_room(user_id)}
             for room in sorted(mine - wanted.keys()):
                 left[room] = self.rooms.group_name(room)
                 self.rooms.leave(session, room)
+            for room in mine & wanted.keys():
+                self.rooms.retitle(room, wanted[room].name)
             for room in session.rooms_left() - wanted.keys():
                 session.forget_left(room)
             refused = 0
@@ -626,9 +637,7 @@ class Gateway:
                     session.forget_left(room)
                 if [session for session in mine if self.rooms.leave(session, room)]:
                     self._tell_membership(user, {room: name}, joined=False)
-        for user in users:
-            groups = await self._directory.groups_of(user, character_id)
-            self._on_change(user, groups)
+        await self._directory.refresh(sorted(users))
 
     async def announce_membership(
         self, user_id: str | None, character_id: int, group_id: str, name: str, *, joined: bool
@@ -706,6 +715,13 @@ class Gateway:
         """The directory says that a user is banned."""
         for session in self.rooms.members(user_room(user_id)):
             session.close(CloseReason.REVOKED)
+
+    def _on_profile(self, user_id: str, character_id: int, name: str) -> None:
+        """The directory says what a character is called; tokens know only what it was."""
+        for session in self.rooms.members(user_room(user_id)):
+            identity = session.identity
+            if identity.character_id == character_id and identity.character_name != name:
+                session.identity = dataclasses.replace(identity, character_name=name)
 
     # --------------------------------------------------------------------- what the core tells
 

@@ -300,6 +300,12 @@ class Rooms(Generic[MemberT]):
             self._shared.discard(room.name)
         return True
 
+    def retitle(self, name: str, title: str) -> None:
+        """Change the human-readable name of a room, if there is such a room."""
+        number = self._numbers.get(name)
+        if number is not None:
+            self._retitle(number, title)
+
     def _retitle(self, number: int, title: str | None) -> None:
         if title is not None:
             self._room(number).title = title

@@ -7,7 +7,8 @@ Whose groups
     A user's groups are the active groups in which one of the user's characters is an active
     member. The user's characters are those whose profile names the user, and those that a token
     of the user vouches for (the argument ``character_id``, and every character that is tracked
-    for the user) unless a profile says that the character is somebody else's.
+    for the user) unless a profile says that the character is somebody else's. A character whose
+    profile says ``valid: false`` brings no groups.
 
 Order
     ``on_change`` and ``on_ban`` come on the loop's thread, never from inside another call of the
@@ -34,7 +35,7 @@ What it raises
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -146,6 +147,17 @@ class Directory(Protocol):
             DirectoryUnavailable: The store does not answer; asking again later may succeed.
         """
 
+    async def refresh(self, user_ids: Iterable[str]) -> None:
+        """Somebody says that these users' memberships changed: look now.
+
+        What is remembered of them is dropped. Who is tracked is told through ``on_change`` before
+        this returns, whether the groups are other ones or not, from a look that began after the
+        call.
+
+        Raises:
+            DirectoryUnavailable: The store does not answer; it is looked again when it does.
+        """
+
     async def user_of(self, character_id: int) -> str | None:
         """Return the user whose profile has the character, or None.
 
@@ -165,12 +177,15 @@ class Directory(Protocol):
         *,
         on_change: Callable[[str, frozenset[Group]], None],
         on_ban: Callable[[str], None],
+        on_profile: Callable[[str, int, str], None] | None = None,
     ) -> None:
         """Say who is to be told of changes.
 
         Args:
             on_change: Called with a tracked user and all groups the user now has.
             on_ban: Called with a tracked user who is banned.
+            on_profile: Called with a tracked user, a tracked character and the name that its
+                profile has, by directories that learn of names; at first and when it changes.
         """
 
     def track(self, user_id: str, character_id: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -177,6 +177,15 @@ class SqliteDirectory:
             if tracked is not None:
                 tracked.asking -= 1
 
+    async def refresh(self, user_ids: Iterable[str]) -> None:
+        """Look at once, and tell the users' groups whether they changed or not."""
+        for batch in _batches(list(dict.fromkeys(user_ids)), BATCH_USERS):
+            mine = [user_id for user_id in batch if user_id in self._tracked]
+            for user_id in mine:
+                # Also for the next look, should this one fail.
+                self._tracked[user_id].repeat = True
+            await self._look_up(mine)
+
     async def user_of(self, character_id: int) -> str | None:
         """Return the user whose profile has the character."""
         return await self.run(lambda store: store.owner_of(character_id))
@@ -191,8 +200,9 @@ class SqliteDirectory:
         *,
         on_change: Callable[[str, frozenset[Group]], None],
         on_ban: Callable[[str], None],
+        on_profile: Callable[[str, int, str], None] | None = None,
     ) -> None:
-        """Say who is to be told of changes."""
+        """Say who is to be told of changes; names are not followed."""
         self._on_change = on_change
         self._on_ban = on_ban
 
@@ -288,15 +298,18 @@ class SqliteDirectory:
                 if tracked.repeat or (tracked.told is None and not tracked.asking)
             ]
         for batch in _batches(users, BATCH_USERS):
-            wanted = {
-                user_id: frozenset(tracked.characters)
-                for user_id in batch
-                if (tracked := self._tracked.get(user_id)) is not None
-            }
-            for user_id, groups in (await self.run(_lookup(wanted))).items():
-                self._compare(user_id, groups)
+            await self._look_up(batch)
         # Kept only now: what failed half way is looked at again.
         self._seen = version
+
+    async def _look_up(self, users: Iterable[str]) -> None:
+        wanted = {
+            user_id: frozenset(tracked.characters)
+            for user_id in users
+            if (tracked := self._tracked.get(user_id)) is not None
+        }
+        for user_id, groups in (await self.run(_lookup(wanted))).items():
+            self._compare(user_id, groups)
 
     def _compare(self, user_id: str, groups: frozenset[Group]) -> None:
         tracked = self._tracked.get(user_id)

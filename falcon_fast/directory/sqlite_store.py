@@ -208,7 +208,7 @@ class SqliteStore:
 
         Args:
             wanted: For each user the characters a token vouches for. They count unless a profile
-                names another user for them.
+                names another user for them or says that they are not valid.
 
         Returns:
             For each user asked about, the active groups of all the user's characters.
@@ -221,20 +221,25 @@ class SqliteStore:
         # one of these is a wait for the thread that serves them.
         with self._reading() as db:
             (profiles,) = db.execute(
-                "SELECT json_group_array(json_array(character_id, user_id)) FROM ("
-                "SELECT character_id, user_id FROM user_profiles WHERE user_id IN "
-                "(SELECT value FROM json_each(?)) UNION SELECT character_id, user_id FROM "
+                "SELECT json_group_array(json_array(character_id, user_id, valid)) FROM ("
+                "SELECT character_id, user_id, valid FROM user_profiles WHERE user_id IN "
+                "(SELECT value FROM json_each(?)) UNION SELECT character_id, user_id, valid FROM "
                 "user_profiles WHERE character_id IN (SELECT value FROM json_each(?)))",
                 (json.dumps(list(wanted)), json.dumps(list(vouched))),
             ).fetchone()
-            owners: dict[int, str] = dict(orjson.loads(profiles))
+            owners: dict[int, str] = {}
+            invalid: set[int] = set()
+            for character, user, is_valid in orjson.loads(profiles):
+                owners[character] = user
+                if not is_valid:
+                    invalid.add(character)
             (rows,) = db.execute(
                 "SELECT json_group_array("
                 "json_array(m.character_id, g.id, g.name, g.type, g.system_name)) "
                 'FROM group_memberships AS m JOIN "groups" AS g ON g.id = m.group_id '
                 "WHERE m.is_active AND g.is_active "
                 "AND m.character_id IN (SELECT value FROM json_each(?))",
-                (json.dumps(list(owners.keys() | vouched)),),
+                (json.dumps(list((owners.keys() | vouched) - invalid)),),
             ).fetchone()
         groups: dict[str, Group] = {}
         of_character: dict[int, list[Group]] = {}

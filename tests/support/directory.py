@@ -23,6 +23,7 @@ class FakeDirectory:
         error: raised by every question while it is set.
         is_available: what it says of itself.
         asked: (user, character) of every question, in order.
+        refreshed: users looked up because somebody said that they changed, in order.
         tracked: the characters of each tracked user.
     """
 
@@ -32,10 +33,12 @@ class FakeDirectory:
         self.error: Exception | None = None
         self.is_available = True
         self.asked: list[tuple[str, int]] = []
+        self.refreshed: list[str] = []
         self.tracked: dict[str, set[int]] = {}
         self._gate: asyncio.Event | None = None
         self._on_change: Callable[[str, frozenset[Group]], None] | None = None
         self._on_ban: Callable[[str], None] | None = None
+        self._on_profile: Callable[[str, int, str], None] | None = None
 
     # What the test does.
 
@@ -52,6 +55,11 @@ class FakeDirectory:
             self.groups[user_id] = frozenset(groups)
         if user_id in self.tracked and self._on_change is not None:
             self._on_change(user_id, self.groups.get(user_id, frozenset()))
+
+    def name(self, user_id: str, character_id: int, name: str) -> None:
+        """Say that a profile has a name."""
+        if user_id in self.tracked and self._on_profile is not None:
+            self._on_profile(user_id, character_id, name)
 
     def ban(self, user_id: str) -> None:
         """Ban a user and say so."""
@@ -93,6 +101,16 @@ class FakeDirectory:
             raise error
         return found
 
+    async def refresh(self, user_ids: Iterable[str]) -> None:
+        users = list(user_ids)
+        self.refreshed.extend(users)
+        if self._gate is not None:
+            await self._gate.wait()
+        if self.error is not None:
+            raise self.error
+        for user_id in users:
+            self.tell(user_id)
+
     async def user_of(self, character_id: int) -> str | None:
         if self.error is not None:
             raise self.error
@@ -110,8 +128,9 @@ class FakeDirectory:
         *,
         on_change: Callable[[str, frozenset[Group]], None],
         on_ban: Callable[[str], None],
+        on_profile: Callable[[str, int, str], None] | None = None,
     ) -> None:
-        self._on_change, self._on_ban = on_change, on_ban
+        self._on_change, self._on_ban, self._on_profile = on_change, on_ban, on_profile
 
     def track(self, user_id: str, character_id: int) -> None:
         self.tracked.setdefault(user_id, set()).add(character_id)

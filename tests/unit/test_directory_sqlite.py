@@ -327,6 +327,18 @@ def test_inactive_rows_count_for_nothing(store: SqliteStore, path: str) -> None:
     assert store.groups_of({"bob": ()}) == {"bob": {group(A)}}
 
 
+def test_a_character_that_is_not_valid_brings_no_groups(store: SqliteStore, path: str) -> None:
+    fill(store)
+    with contextlib.closing(sqlite3.connect(path)) as other, other:
+        other.execute("UPDATE user_profiles SET valid = 0 WHERE character_id IN (2, 3)")
+    assert store.groups_of({"alice": (), "bob": (3,), "eve": (3,)}) == {
+        "alice": {group(A)},
+        "bob": set(),
+        "eve": set(),
+    }
+    assert store.owner_of(3) == "bob"
+
+
 # --- the store: whose groups ---------------------------------------------------------------------
 
 
@@ -765,6 +777,42 @@ async def test_another_character_of_a_token_joins_its_groups_to_the_user(
         directory.track("bob", 9)
         assert await directory.groups_of("bob", 3) == {group(A), group(C)}
         await watcher.until(lambda: ("bob", {A, C}) in watcher.changes)
+
+
+async def test_refresh_tells_at_once_and_also_what_did_not_change(
+    store: SqliteStore, path: str
+) -> None:
+    fill(store)
+    async with running(path, poll_interval=SOON) as directory:
+        watcher = Watcher(directory)
+        directory.track("bob", 3)
+        await directory.groups_of("bob", 3)
+        await settle(directory)
+        await directory.refresh(["bob", "nobody"])
+        store.remove_member(A, 3)
+        await directory.refresh(["bob"])
+        assert watcher.changes == [("bob", {A}), ("bob", set())]
+
+
+async def test_refresh_that_failed_is_made_up_for(
+    store: SqliteStore, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store)
+    async with running(path) as directory:
+        watcher = Watcher(directory)
+        directory.track("bob", 3)
+        await directory.groups_of("bob", 3)
+        await settle(directory)
+        with monkeypatch.context() as patch:
+
+            def fail(self: SqliteStore, wanted: object) -> None:
+                raise DirectoryUnavailable("away")
+
+            patch.setattr(SqliteStore, "groups_of", fail)
+            with pytest.raises(DirectoryUnavailable, match="away"):
+                await directory.refresh(["bob"])
+            assert watcher.changes == []
+        await watcher.until(lambda: ("bob", {A}) in watcher.changes)
 
 
 async def test_a_ban_between_handshake_and_track_is_told(store: SqliteStore, path: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import random
 import ssl
@@ -414,7 +415,49 @@ async def test_an_event_of_a_join_is_checked_first(node: Node) -> None:
     await node.gateway.membership_changed("ann", 7, FLEET.id, "Fleet", joined=True)
     assert ann.rooms == ["user:ann", ROOM]
     await node.gateway.membership_changed("nobody", 99, FLEET.id, "Fleet", joined=False)
-    assert node.directory.asked[-1] == ("ann", 7)
+    assert node.directory.refreshed == ["ann", "ann"]
+
+
+async def test_a_renamed_group_renames_its_room(node: Node) -> None:
+    await node.connect("ann", FLEET)
+    node.directory.tell("ann", [dataclasses.replace(FLEET, name="Armada")])
+    info = node.gateway.rooms.info(ROOM)
+    assert info is not None
+    assert info.name == "Group: Armada"
+    node.gateway.rooms.retitle("group:of nobody", "Nobody")
+    assert node.gateway.rooms.info("group:of nobody") is None
+
+
+async def test_the_name_of_a_profile_replaces_that_of_the_token(node: Node) -> None:
+    ann, alt = await node.connect("ann"), await node.connect("ann", character_id=8)
+    node.directory.name("ann", 7, "Ann the Second")
+    node.directory.name("nobody", 7, "Nobody")
+    assert ann.session.identity.character_name == "Ann the Second"
+    assert alt.session.identity.character_name == "Ann"
+    assert ann.session.identity == dataclasses.replace(
+        alt.session.identity, character_id=7, character_name="Ann the Second"
+    )
+
+
+async def test_z04_a_removal_while_other_nodes_are_asked_to_send(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the answer and the end of the admission a change is for the newcomer too."""
+    asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    monkeypatch.setattr(node.bus, "follow", lambda name: asked if name == ROOM else None)
+    monkeypatch.setattr(node.gateway.rooms, "_opened", node.gateway._room_opened)
+    ann = node.dial("ann", FLEET, OTHER)
+    await turns()
+    assert ann.rooms == ["user:ann", ROOM, OTHER_ROOM]
+    node.directory.tell("ann", [OTHER])
+    assert ann.rooms == ["user:ann", OTHER_ROOM]
+    asked.set_result(None)
+    await turns()
+    data = [frame["data"] for frame in ann.take()]
+    assert {"action": "joined", "rooms": ["user:ann", OTHER_ROOM]} in data
+    ann.leave()
+    await turns()
+    assert node.is_empty
 
 
 async def test_a_refresh_after_the_end_does_nothing(node: Node) -> None:
