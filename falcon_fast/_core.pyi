@@ -16,6 +16,9 @@ class Verdict(IntEnum):
     CLOSED = 3
 
 def scan_json(payload: bytes, max_depth: int, max_keys: int = 0xFFFFFFFF) -> int: ...
+def read_envelope(
+    payload: bytes,
+) -> tuple[str, int, int, str, str, str | int | None, int | None, str | None, int, int] | None: ...
 
 class Link(BufferedProtocol):
     handle: int

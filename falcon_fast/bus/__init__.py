@@ -69,6 +69,7 @@ class BusStatistics:
         received: Messages taken from the link, but for our own.
         ignored: Of those, messages that nobody here is meant by.
         refused: Of those, messages that are no valid messages.
+        duplicates: Of those, messages that were received before.
         lost: Messages that did not arrive, as far as their number is known.
         gaps: How often messages were found missing.
         reconnects: How often a link was made again.
@@ -83,6 +84,7 @@ class BusStatistics:
     received: int = 0
     ignored: int = 0
     refused: int = 0
+    duplicates: int = 0
     lost: int = 0
     gaps: int = 0
     reconnects: int = 0

@@ -7,6 +7,7 @@ own defaults wait for 5 s ten times, and a PUBLISH that is repeated may arrive t
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,13 @@ CONNECT_TIMEOUT: Final = 1.0
 
 REPLY_TIMEOUT: Final = 2.0
 """Seconds until Redis has answered."""
+
+OWNERS_FRESH: Final = 0.2
+"""Seconds for which an answer about the servers of a cluster is used again."""
+
+HOME: Final = "websocket:nodes"
+"""The channel whose server in a cluster carries everything that is not in shards: with all nodes on
+one server, nothing depends on what the servers pass on among themselves."""
 
 RedisClient = Redis | RedisCluster
 
@@ -65,6 +73,8 @@ class RedisAddress:
     def __init__(self, url: str | RedisUrl) -> None:
         self.url: Final = parse_redis_url(url) if isinstance(url, str) else url
         self._cluster: RedisCluster | None = None
+        self._asking = asyncio.Lock()
+        self._asked_at = float("-inf")
 
     def __str__(self) -> str:
         """Say where it is, without anything that is secret."""
@@ -122,11 +132,16 @@ class RedisAddress:
         Raises:
             RedisError: no server of the cluster answers.
         """
-        if self._cluster is None:
-            self._cluster = self._cluster_client(2)
-        cluster = self._cluster
-        await cluster.aclose()
-        await cluster.initialize()
+        async with self._asking:
+            loop = asyncio.get_running_loop()
+            if self._cluster is None:
+                self._cluster = self._cluster_client(2)
+            cluster = self._cluster
+            # Several links that are made at the same time ask once.
+            if loop.time() - self._asked_at > OWNERS_FRESH:
+                await cluster.aclose()
+                await cluster.initialize()
+                self._asked_at = loop.time()
 
         def owner(channel: str) -> tuple[str, int]:
             node = cluster.get_node_from_key(channel)
@@ -150,6 +165,8 @@ class RedisAddress:
             return None
         if url.topology is Topology.SINGLE:
             return url.nodes[0]
+        if url.topology is Topology.CLUSTER:
+            return (await self.owners()).owner(HOME)
         sentinel = self._sentinel()
         try:
             found: tuple[str, int] = await sentinel.discover_master(url.master)

@@ -25,7 +25,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("auth", "cluster", "handshake", "head", "jwks", "keys"),
         *("presence", "rooms", "session", "throttle"),
         *("directory.sqlite", "directory.sqlite_store"),
-        *("bus.memory", "bus.redis_address", "bus.redis_registry"),
+        *("bus.memory", "bus.positions", "bus.redis", "bus.redis_address", "bus.redis_keeper"),
+        *("bus.redis_link", "bus.redis_listener", "bus.redis_pair", "bus.redis_publisher"),
+        *("bus.redis_registry", "bus.redis_wire", "bus.shards"),
     ),
     ("driver", "gateway", "neighbours", "registrar", "upgrade"),
     ("listings", "metrics", "service"),
@@ -54,6 +56,9 @@ PURE = frozenset(
     {
         "_version",
         "auth",
+        "bus.positions",
+        "bus.redis_wire",
+        "bus.shards",
         "clock",
         "codes",
         "envelope",
@@ -75,14 +80,22 @@ ROOMS_OF_PACKAGES: dict[str, frozenset[str]] = {
     "aiohttp": frozenset({"admin", "admin.*", "jwks"}),
     "bson": frozenset({"directory.mongo"}),
     "cryptography": frozenset({"keys"}),
-    "hiredis": frozenset({"bus.redis"}),
+    "hiredis": frozenset({"bus.redis_link", "bus.redis_listener", "bus.redis_publisher"}),
     "jwt": frozenset({"auth", "keys"}),
     "motor": frozenset({"directory.mongo"}),
     "openapi_pydantic": frozenset({"admin.openapi"}),
     "pydantic": frozenset({"admin.*"}),
     "prometheus_client": frozenset({"metrics"}),
     "pymongo": frozenset({"directory.mongo"}),
-    "redis": frozenset({"bus.redis_address", "bus.redis_registry"}),
+    "redis": frozenset(
+        {
+            "bus.redis",
+            "bus.redis_address",
+            "bus.redis_keeper",
+            "bus.redis_link",
+            "bus.redis_registry",
+        }
+    ),
     "sqlite3": frozenset({"directory.sqlite", "directory.sqlite_store"}),
 }
 

@@ -1,0 +1,549 @@
+"""What goes through Redis: channels, the envelope around a frame, and what nodes tell each other.
+
+Pure: octets in, values out, and the other way round. The envelope is that of the original program,
+`{server_id, message, timestamp}`, with keys of ours that it ignores. Ours are written in one fixed
+order, so that the outside can be read without parsing what is inside; what comes in another order
+or from the original is parsed as a whole. All of it is checked like any input, and what clients get
+is written anew from what was checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+
+from falcon_fast._core import read_envelope, scan_json
+from falcon_fast.bus import Target
+from falcon_fast.bus.shards import SHARDS
+from falcon_fast.envelope import ACK, AUTH, BROADCAST_TYPES, ERROR, SYSTEM, room_name
+
+__all__ = [
+    "CHANNELS",
+    "Announcement",
+    "Foreign",
+    "Refused",
+    "Seal",
+    "Word",
+    "Writer",
+    "checked_frame",
+    "read_announcement",
+    "read_foreign",
+    "read_word",
+]
+
+MESSAGES, ROOMS, USERS, SYSTEM_STREAM = range(4)
+"""The streams that every node sends: one for each channel of the original program."""
+
+FIRST_SHARD: Final = 4
+"""The stream of shard 0."""
+
+CHANNELS: Final = (
+    b"websocket:messages",
+    b"websocket:rooms",
+    b"websocket:users",
+    b"websocket:system",
+)
+"""The channels of the streams, by their numbers."""
+
+STREAM_NAMES: Final = ("messages", "rooms", "users", "system")
+
+NODES: Final = b"websocket:nodes"
+"""Where nodes tell something to all nodes; the original program does not listen there."""
+
+VERSION: Final = 1
+"""Of the envelope; raised only when older nodes must not read it."""
+
+MAX_DEPTH: Final = 254
+"""Nested objects and arrays of a frame: what the settings allow at most, and orjson can write."""
+
+MAX_KEYS: Final = 1_064
+"""Keys of a frame: a client may send 1000, and the server adds some of its own."""
+
+MAX_TEXT: Final = 128
+"""Characters of an id or a sender."""
+
+MAX_NUMBER: Final = 2**53
+"""Of a sequence number or an epoch: what every JSON parser keeps exactly."""
+
+MAX_CONTROL_BYTES: Final = 1_048_576
+"""Of one thing that a node tells nodes."""
+
+ENVELOPE_BYTES: Final = 1_024
+"""What an envelope adds to a frame, at most."""
+
+_FRAME_KEYS: Final = frozenset({"id", "type", "room", "from", "to", "data", "timestamp"})
+_REPLY_TYPES: Final = frozenset({ACK, AUTH, ERROR, SYSTEM})
+_IDENT: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_TARGET: Final = re.compile(r"(?:user:)?[A-Za-z0-9_-]{1,64}")
+_RECEIPT: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f]")
+
+_MAC_HEAD: Final = b',"mac":"'
+_MAC_TAIL: Final = len(_MAC_HEAD) + 64 + 2
+
+_TARGET_OF: Final = {
+    "room": Target.ROOM,
+    "to": Target.CONNECTION,
+    "user": Target.USER,
+    "": Target.ALL,
+}
+_KEY_OF: Final = {
+    Target.ROOM: b'"room":"%b",',
+    Target.CONNECTION: b'"to":"%b",',
+    Target.USER: b'"user":"%b",',
+}
+
+
+class Refused(ValueError):
+    """What came is no message; the text says why, in words of ours only."""
+
+
+def target_of(kind: str) -> Target | None:
+    """Return the kind of target that a key of the envelope stands for."""
+    return _TARGET_OF.get(kind)
+
+
+def is_ident(target: Target, ident: str) -> bool:
+    """Whether an id is one that other nodes would take."""
+    if target is Target.ALL:
+        return not ident
+    if target is Target.ROOM:
+        return room_name(ident) is not None
+    return _IDENT.fullmatch(ident) is not None
+
+
+def is_node_id(text: object) -> bool:
+    """Whether something is the id of a node, of ours or of the original program."""
+    return type(text) is str and _IDENT.fullmatch(text) is not None
+
+
+def node_channel(node_id: str) -> bytes:
+    """Return the channel on which one node is told something."""
+    return b"websocket:node:" + node_id.encode()
+
+
+def shard_channel(shard: int) -> bytes:
+    """Return the channel of a shard."""
+    return b"websocket:shard:%d" % shard
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+class Writer:
+    """Writes the envelopes of one node.
+
+    Args:
+        node_id: its `server_id`.
+        epoch: when it started, in milliseconds since 1970.
+    """
+
+    def __init__(self, node_id: str, epoch: int) -> None:
+        self._head = b'{"server_id":"%b","seq":' % node_id.encode()
+        self._middle = b',"epoch":%d,"v":%d,' % (epoch, VERSION)
+
+    def message(
+        self,
+        seq: int,
+        target: Target,
+        ident: str,
+        frame: bytes,
+        *,
+        timestamp: bytes,
+        members: int | None = None,
+        receipt: str | None = None,
+        for_original: bool = True,
+    ) -> bytes:
+        """Put a frame into an envelope.
+
+        Args:
+            seq: its number in its stream.
+            target: whom it is for.
+            ident: of the room, connection or user; one that `is_ident` knows.
+            frame: the frame.
+            timestamp: 27 characters of RFC 3339.
+            members: of the room on this node.
+            receipt: what others confirm with.
+            for_original: whether nodes of the original program may read it, which find a user
+                by `data.user_id`.
+        """
+        extra = b"" if target is Target.ALL else _KEY_OF[target] % ident.encode()
+        if target is Target.USER and for_original:
+            frame, undo = _with_user(frame, ident)
+            extra += undo
+        if members is not None:
+            extra += b'"members":%d,' % members
+        if receipt is not None:
+            extra += b'"receipt":"%b",' % receipt.encode()
+        return b'%b%d%b%b"message":%b,"timestamp":"%b"}' % (
+            self._head,
+            seq,
+            self._middle,
+            extra,
+            frame,
+            timestamp,
+        )
+
+    def word(self, seq: int, word: str, control: bytes, *, timestamp: bytes) -> bytes:
+        """Put something for nodes into an envelope, unsealed."""
+        return b'%b%d%b"word":"%b","message":%b,"timestamp":"%b"}' % (
+            self._head,
+            seq,
+            self._middle,
+            word.encode(),
+            control,
+            timestamp,
+        )
+
+
+_NO_ID: Final = 1
+_NO_DATA: Final = 2
+
+
+def _with_user(frame: bytes, user_id: str) -> tuple[bytes, bytes]:
+    """Put `data.user_id` into a frame; return it and what tells how to undo that."""
+    parsed = orjson.loads(frame)
+    data = parsed.get("data")
+    if data is None:
+        undo = b'"undo":%d,' % _NO_DATA
+        data = parsed["data"] = {}
+    elif "user_id" not in data:
+        undo = b'"undo":%d,' % _NO_ID
+    elif data["user_id"] == user_id:
+        return frame, b""
+    else:
+        undo = b'"was":%b,' % orjson.dumps(data["user_id"])
+    data["user_id"] = user_id
+    return orjson.dumps(parsed), undo
+
+
+# --- reading messages ----------------------------------------------------------------------------
+
+
+def checked_frame(
+    message: bytes, target: Target, ident: str, *, restore: object = None, is_sharded: bool = False
+) -> bytes:
+    """Check a frame and write it anew.
+
+    Args:
+        message: JSON, as it came.
+        target: whom the envelope says it is for.
+        ident: of whom it is for.
+        restore: what is to be done to `data.user_id`; see `read_envelope`.
+        is_sharded: whether it came where the original program does not listen.
+
+    Raises:
+        Refused: it is no frame, or not for whom the envelope says.
+    """
+    return _frame(_loads(message, MAX_DEPTH, MAX_KEYS), target, ident, restore, is_sharded)
+
+
+def _loads(payload: bytes, max_depth: int, max_keys: int) -> object:
+    if scan_json(payload, max_depth, max_keys):
+        raise Refused("it is too deep, has too many keys, or an integer beyond 64 bits")
+    try:
+        parsed: object = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        raise Refused("it is not JSON") from None
+    return parsed
+
+
+def _frame(parsed: object, target: Target, ident: str, restore: object, is_sharded: bool) -> bytes:
+    if type(parsed) is not dict:
+        raise Refused("its message is not an object")
+    if not parsed.keys() <= _FRAME_KEYS:
+        parsed = {key: value for key, value in parsed.items() if key in _FRAME_KEYS}
+    kind = parsed.get("type")
+    if type(kind) is not str or not (
+        kind in BROADCAST_TYPES or (target is Target.CONNECTION and kind in _REPLY_TYPES)
+    ):
+        raise Refused("its type is none that nodes send")
+    room, to = parsed.get("room"), parsed.get("to")
+    if target is Target.ROOM:
+        if room != ident:
+            raise Refused("it is for another room than its envelope says")
+    elif room is not None and room_name(room) is None:
+        raise Refused("its room is none")
+    if target is Target.CONNECTION:
+        if to != ident:
+            raise Refused("it is for another connection than its envelope says")
+    elif to is not None and (type(to) is not str or not _TARGET.fullmatch(to)):
+        raise Refused("its to is none")
+    for name in ("from", "id", "timestamp"):
+        text = parsed.get(name)
+        if text is not None and (
+            type(text) is not str or len(text) > MAX_TEXT or _CONTROL.search(text)
+        ):
+            raise Refused("its from, id or timestamp is not a short text")
+    data = parsed.get("data")
+    if data is not None and type(data) is not dict:
+        raise Refused("its data is not an object")
+    if target is Target.USER and not is_sharded:
+        if data is None or data.get("user_id") != ident:
+            raise Refused("it is for another user than its envelope says")
+        if restore is not None:
+            _undo(parsed, data, restore)
+    try:
+        return orjson.dumps(parsed)
+    except orjson.JSONEncodeError:
+        raise Refused("it cannot be written again") from None
+
+
+def _undo(parsed: dict[str, object], data: dict[str, object], restore: object) -> None:
+    if type(restore) is str:
+        data["user_id"] = restore
+    elif type(restore) is tuple:
+        data["user_id"] = restore[0]
+    elif restore == _NO_ID:
+        del data["user_id"]
+    elif restore == _NO_DATA:
+        del parsed["data"]
+    else:
+        raise Refused("its undo is none")
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A message whose envelope was parsed as a whole.
+
+    Attributes:
+        node_id: who sent it.
+        target: whom it is for.
+        ident: of whom it is for.
+        frame: checked.
+        seq: its number, None from a node of the original program.
+        epoch: of the number.
+        members: see `Writer.message`.
+        receipt: see `Writer.message`.
+    """
+
+    node_id: str
+    target: Target
+    ident: str
+    frame: bytes
+    seq: int | None = None
+    epoch: int = 0
+    members: int | None = None
+    receipt: str | None = None
+
+
+def read_foreign(payload: bytes, stream: int) -> Foreign:
+    """Read an envelope that does not look like what our nodes write.
+
+    Args:
+        payload: as it came, limited in size.
+        stream: where it came; from FIRST_SHARD on, nothing of the original program is taken.
+
+    Raises:
+        Refused: it is no message.
+    """
+    parsed = _loads(payload, MAX_DEPTH + 1, MAX_KEYS + 16)
+    if type(parsed) is not dict:
+        raise Refused("it is not an object")
+    node_id = parsed.get("server_id")
+    if type(node_id) is not str or not is_node_id(node_id):
+        raise Refused("its server_id is none")
+    message = parsed.get("message")
+    seq, epoch, version = parsed.get("seq"), parsed.get("epoch"), parsed.get("v")
+    if seq is None and epoch is None and version is None:
+        if stream >= FIRST_SHARD:
+            raise Refused("it has no number")
+        if type(message) is dict:
+            # Empty keys are as good as none; the original leaves them out, other programs may not.
+            message = {key: value for key, value in message.items() if value not in ("", None)}
+        target, ident = _original_target(message, stream)
+        return Foreign(node_id, target, ident, _frame(message, target, ident, None, False))
+    if version != VERSION or type(version) is not int:
+        raise Refused("its envelope is of another version")
+    if type(seq) is not int or type(epoch) is not int or not _is_number(seq, epoch):
+        raise Refused("its number is none")
+    target, ident = _target(parsed, message, stream)
+    # What stood there before may be anything; in a tuple it is not taken for a number of ours.
+    restore: object = (parsed["was"],) if "was" in parsed else parsed.get("undo")
+    frame = _frame(message, target, ident, restore, stream >= FIRST_SHARD)
+    members, receipt = parsed.get("members"), parsed.get("receipt")
+    if members is not None and (type(members) is not int or not 0 <= members < MAX_NUMBER):
+        raise Refused("its number of members is none")
+    if receipt is not None and (type(receipt) is not str or not _RECEIPT.fullmatch(receipt)):
+        raise Refused("its receipt is none")
+    return Foreign(node_id, target, ident, frame, seq, epoch, members, receipt)
+
+
+def _is_number(*values: int) -> bool:
+    return all(0 < value <= MAX_NUMBER for value in values)
+
+
+def _original_target(message: object, stream: int) -> tuple[Target, str]:
+    """Find out whom a message is for as the original program does."""
+    if type(message) is not dict:
+        raise Refused("its message is not an object")
+    ident: object = ""
+    if stream == ROOMS:
+        target, ident = Target.ROOM, message.get("room")
+    elif stream == USERS:
+        data = message.get("data")
+        target, ident = Target.USER, data.get("user_id") if type(data) is dict else None
+    elif stream == MESSAGES and message.get("to"):
+        target, ident = Target.CONNECTION, message["to"]
+    else:
+        target = Target.ALL
+    if type(ident) is not str or not is_ident(target, ident):
+        raise Refused("it does not say whom it is for")
+    return target, ident
+
+
+def _target(parsed: Mapping[str, object], message: object, stream: int) -> tuple[Target, str]:
+    for kind, target in _TARGET_OF.items():
+        if kind and kind in parsed:
+            ident = parsed[kind]
+            if target not in TARGETS_OF[min(stream, FIRST_SHARD)]:
+                raise Refused("it came where such a message does not go")
+            if type(ident) is not str or not is_ident(target, ident):
+                raise Refused("it does not say whom it is for")
+            return target, ident
+    return _original_target(message, stream)
+
+
+TARGETS_OF: Final = (
+    frozenset({Target.CONNECTION}),
+    frozenset({Target.ROOM}),
+    frozenset({Target.USER}),
+    frozenset({Target.ALL}),
+    frozenset({Target.ROOM, Target.USER}),
+)
+"""Which targets our nodes send in which stream; the last is that of all shards."""
+
+
+# --- what nodes tell nodes -----------------------------------------------------------------------
+
+
+class Seal:
+    """Proves that what is told comes from a node that knows a secret of the cluster.
+
+    Channel, sender and number are under the seal: what was told by one node to one channel is
+    worth nothing as another's, elsewhere, or again.
+
+    Args:
+        secrets: the first seals, each of them is accepted; none of them means no seal at all.
+    """
+
+    def __init__(self, secrets: Sequence[bytes]) -> None:
+        self._keys = [hmac.digest(secret, b"falcon_fast bus 1", "sha256") for secret in secrets]
+
+    def close(self, channel: bytes, payload: bytes) -> bytes:
+        """Seal an envelope for a channel."""
+        if not self._keys:
+            return payload
+        mac = hmac.new(self._keys[0], channel + b"\n" + payload, hashlib.sha256).hexdigest()
+        return b'%b%b%b"}' % (payload[:-1], _MAC_HEAD, mac.encode())
+
+    def open(self, channel: bytes, payload: bytes) -> bytes:
+        """Return the envelope without its seal.
+
+        Raises:
+            Refused: the seal is not there, or is not one of this cluster.
+        """
+        has_seal = payload[-_MAC_TAIL:].startswith(_MAC_HEAD)
+        inner = payload[:-_MAC_TAIL] + b"}" if has_seal else payload
+        if not self._keys:
+            return inner
+        if not has_seal:
+            raise Refused("it has no seal")
+        given = payload[-66:-2]
+        for key in self._keys:
+            mac = hmac.new(key, channel + b"\n" + inner, hashlib.sha256).hexdigest()
+            if hmac.compare_digest(mac.encode(), given):
+                return inner
+        raise Refused("its seal is not one of this cluster")
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """Something that a node told nodes.
+
+    Attributes:
+        node_id: who told it.
+        epoch: of its words.
+        seq: its number among them.
+        word: what kind of thing: `tell`, `hello` or `positions`.
+        control: JSON text.
+    """
+
+    node_id: str
+    epoch: int
+    seq: int
+    word: str
+    control: bytes
+
+
+def read_word(payload: bytes) -> Word:
+    """Read the envelope of something for nodes, which came unsealed from `Seal.open`.
+
+    Raises:
+        Refused: it is none.
+    """
+    head = read_envelope(payload)
+    if head is None:
+        raise Refused("it is not what nodes tell each other")
+    node_id, seq, epoch, kind, word, _restore, _members, _receipt, start, end = head
+    if kind != "word" or not is_node_id(node_id) or not seq:
+        raise Refused("it is not what nodes tell each other")
+    if end - start > MAX_CONTROL_BYTES:
+        raise Refused("it is too long")
+    return Word(node_id, epoch, seq, word, payload[start:end])
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """How far a node is.
+
+    Attributes:
+        at: number of its latest message in each stream in which there was one.
+        is_sharded: whether it listens to shards, and sends to them if all do.
+    """
+
+    at: Mapping[int, int]
+    is_sharded: bool
+
+    def encode(self) -> bytes:
+        """Write it as JSON."""
+        at = {STREAM_NAMES[s]: n for s, n in self.at.items() if s < FIRST_SHARD}
+        shards = {str(s - FIRST_SHARD): n for s, n in self.at.items() if s >= FIRST_SHARD}
+        routing = "sharded" if self.is_sharded else "compatible"
+        return orjson.dumps({"routing": routing, "at": at, "shards": shards})
+
+
+def read_announcement(control: bytes) -> Announcement:
+    """Read how far a node is.
+
+    Raises:
+        Refused: it does not say so.
+    """
+    parsed = _loads(control, 4, 1_000)
+    if type(parsed) is not dict:
+        raise Refused("it is not an object")
+    at: dict[int, int] = {}
+    for name, number in _numbers(parsed.get("at")):
+        if name in STREAM_NAMES:
+            at[STREAM_NAMES.index(name)] = number
+    for name, number in _numbers(parsed.get("shards")):
+        if name.isascii() and name.isdigit() and len(name) <= 3 and int(name) < SHARDS:
+            at[FIRST_SHARD + int(name)] = number
+    return Announcement(at, parsed.get("routing") == "sharded")
+
+
+def _numbers(value: object) -> list[tuple[str, int]]:
+    if type(value) is not dict:
+        raise Refused("it does not say how far it is")
+    found = []
+    for name, number in value.items():
+        if type(number) is not int or not 0 <= number <= MAX_NUMBER:
+            raise Refused("it does not say how far it is")
+        found.append((name, number))
+    return found

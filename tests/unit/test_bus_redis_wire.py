@@ -1,0 +1,378 @@
+"""The envelope: what is written is read, natively and as a whole; everything else is refused."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from falcon_fast._core import read_envelope
+from falcon_fast.bus import Target
+from falcon_fast.bus.redis_wire import (
+    FIRST_SHARD,
+    MESSAGES,
+    ROOMS,
+    SYSTEM_STREAM,
+    USERS,
+    Announcement,
+    Foreign,
+    Refused,
+    Seal,
+    Writer,
+    checked_frame,
+    read_announcement,
+    read_foreign,
+    read_word,
+    shard_channel,
+)
+
+NODE = "0a0a0a0a-0000-4000-8000-00000000000a"
+ROOM = "group:" + "0" * 24
+STAMP = b"2026-01-02T03:04:05.123456Z"
+EPOCH = 1_764_000_000_000
+
+STREAM = {
+    Target.CONNECTION: MESSAGES,
+    Target.ROOM: ROOMS,
+    Target.USER: USERS,
+    Target.ALL: SYSTEM_STREAM,
+}
+
+
+def frame(**keys: object) -> bytes:
+    return orjson.dumps({"type": "message", **keys})
+
+
+MESSAGES_OF_OURS = [
+    (Target.ROOM, ROOM, frame(room=ROOM, data={"n": 1}), {}),
+    (Target.ROOM, "user:ann", frame(room="user:ann"), {"members": 0, "receipt": "r-1"}),
+    (Target.CONNECTION, "c-1", frame(to="c-1", id="x"), {"receipt": "r-1"}),
+    (Target.CONNECTION, "c-1", orjson.dumps({"type": "error", "to": "c-1"}), {}),
+    (Target.ALL, "", frame(data={"n": 2**64 - 1, "m": -(2**63)}), {}),
+    (Target.USER, "ann", frame(data={"user_id": "ann", "x": [1, {}]}), {}),
+    (Target.USER, "ann", frame(data={"x": 1}), {}),
+    (Target.USER, "ann", frame(), {}),
+    (Target.USER, "ann", frame(data={"user_id": "bob"}), {}),
+    (Target.USER, "ann", frame(data={"user_id": "a b"}), {}),
+    (Target.USER, "ann", frame(data={"user_id": None}), {}),
+    (Target.USER, "ann", frame(data={"user_id": 1}), {}),
+    (Target.USER, "ann", frame(data={"user_id": {"a": []}}), {}),
+]
+
+
+@pytest.mark.parametrize(("target", "ident", "content", "more"), MESSAGES_OF_OURS)
+@pytest.mark.parametrize("for_original", [True, False])
+def test_what_is_written_is_read(
+    target: Target, ident: str, content: bytes, more: dict[str, object], for_original: bool
+) -> None:
+    payload = Writer(NODE, EPOCH).message(
+        7,
+        target,
+        ident,
+        content,
+        timestamp=STAMP,
+        for_original=for_original,
+        **more,  # type: ignore[arg-type]
+    )
+    parsed = orjson.loads(payload)
+    assert list(parsed)[:4] == ["server_id", "seq", "epoch", "v"]
+    assert parsed["timestamp"] == STAMP.decode()
+    if target is Target.USER and for_original:
+        assert parsed["message"]["data"]["user_id"] == ident, "the original finds them by it"
+    stream = STREAM[target] if for_original else FIRST_SHARD
+    if for_original or target in {Target.ROOM, Target.USER}:
+        # As a whole, in whatever order.
+        shuffled = orjson.dumps(dict(reversed(parsed.items())))
+        for text in (payload, shuffled):
+            found = read_foreign(text, stream)
+            assert orjson.loads(found.frame) == orjson.loads(content)
+            assert (found.node_id, found.seq, found.epoch) == (NODE, 7, EPOCH)
+            assert (found.target, found.ident) == (target, ident)
+            assert (found.members, found.receipt) == (more.get("members"), more.get("receipt"))
+    head = read_envelope(payload)
+    if head is None:
+        assert not isinstance(orjson.loads(content)["data"]["user_id"], str) or " " in str(parsed)
+        return
+    node, seq, epoch, kind, name, restore, members, receipt, start, end = head
+    assert (node, seq, epoch, name) == (NODE, 7, EPOCH, ident)
+    assert kind == {"ROOM": "room", "CONNECTION": "to", "USER": "user", "ALL": ""}[target.name]
+    assert (members, receipt) == (more.get("members"), more.get("receipt"))
+    again = checked_frame(
+        payload[start:end], target, ident, restore=restore, is_sharded=not for_original
+    )
+    assert orjson.loads(again) == orjson.loads(content)
+
+
+GOOD = Writer(NODE, EPOCH).message(1, Target.ROOM, ROOM, frame(room=ROOM), timestamp=STAMP)
+
+
+@pytest.mark.parametrize("length", range(len(GOOD)))
+def test_a_cut_envelope_is_not_read(length: int) -> None:
+    assert read_envelope(GOOD) is not None
+    assert read_envelope(GOOD[:length]) is None
+    with pytest.raises(Refused):
+        read_foreign(GOOD[:length], ROOMS)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"seq":1,', b'"seq":01,'),
+        (b'"seq":1,', b'"seq":-1,'),
+        (b'"seq":1,', b'"seq":12345678901234567,'),
+        (b'"seq":1,', b'"seq":1.0,'),
+        (b'"v":1,', b'"v":2,'),
+        (b'"v":1,', b'"v":11,'),
+        (b'"room":"group', b'"roof":"group'),
+        (b'"room":"group', b'"room":"gr oup'),
+        (b'"room":"group', b'"room":"gr\\u0041oup'),
+        (b'"room":"group:', b'"room":"' + b"x" * 97),
+        (b'"room":"group:' + b"0" * 24, b'"room":"'),
+        (NODE.encode(), b"x" * 65),
+        (NODE.encode(), b"a:b"),
+        (NODE.encode(), b""),
+        (b"03:04:05", b"03:04:0x"),
+        (b'"message":', b'"massage":'),
+        (b'{"server_id"', b' {"server_id"'),
+        (b"}", b"} "),
+    ],
+)
+def test_anything_else_is_left_to_the_parser(old: bytes, new: bytes) -> None:
+    assert old in GOOD
+    assert read_envelope(GOOD.replace(old, new)) is None
+
+
+@given(st.binary(max_size=300), st.integers(0, len(GOOD)), st.integers(0, 40))
+def test_any_octets_are_read_or_refused(noise: bytes, at: int, gap: int) -> None:
+    for text in (noise, GOOD[:at] + noise + GOOD[at + gap :]):
+        head = read_envelope(text)
+        if head is not None:
+            *_, start, end = head
+            assert 0 < start < end <= len(text) - 43
+        for stream in (*STREAM.values(), FIRST_SHARD):
+            try:
+                found = read_foreign(text, stream)
+            except Refused:
+                continue
+            assert orjson.loads(found.frame)["type"]
+
+
+ORIGINAL = {"server_id": NODE, "timestamp": "2026-01-02T03:04:05Z"}
+
+
+@pytest.mark.parametrize(
+    ("stream", "message", "target", "ident"),
+    [
+        (MESSAGES, {"type": "message", "to": "c-1"}, Target.CONNECTION, "c-1"),
+        (MESSAGES, {"type": "message", "data": {}}, Target.ALL, ""),
+        (MESSAGES, {"type": "message", "to": ""}, Target.ALL, ""),
+        (ROOMS, {"type": "presence", "room": ROOM}, Target.ROOM, ROOM),
+        (USERS, {"type": "presence", "data": {"user_id": "ann"}}, Target.USER, "ann"),
+        (SYSTEM_STREAM, {"type": "backend_status", "room": ROOM}, Target.ALL, ""),
+    ],
+)
+def test_the_original_is_routed_as_it_would(
+    stream: int, message: dict[str, object], target: Target, ident: str
+) -> None:
+    found = read_foreign(orjson.dumps({**ORIGINAL, "message": message, "more": 1}), stream)
+    if message.get("to") == "":
+        del message["to"]
+    assert orjson.loads(found.frame) == message
+    assert found == Foreign(NODE, target, ident, found.frame)
+
+
+@pytest.mark.parametrize(
+    ("stream", "changes"),
+    [
+        (ROOMS, {"message": {"type": "message"}}),
+        (ROOMS, {"message": {"type": "message", "room": "lobby"}}),
+        (ROOMS, {"message": {"type": "message", "room": 1}}),
+        (ROOMS, {"message": []}),
+        (ROOMS, {"message": None}),
+        (USERS, {"message": {"type": "message"}}),
+        (USERS, {"message": {"type": "message", "data": {"user_id": "a b"}}}),
+        (USERS, {"message": {"type": "message", "data": []}}),
+        (MESSAGES, {"message": {"type": "message", "to": "a b"}}),
+        (MESSAGES, {"message": {"type": "ack", "data": {}}}),
+        (SYSTEM_STREAM, {"message": {"type": "root", "data": {}}}),
+        (SYSTEM_STREAM, {"message": {"type": ["message"]}}),
+        (SYSTEM_STREAM, {"message": {"data": {}}}),
+        (SYSTEM_STREAM, {"message": {"type": "message", "data": "x"}}),
+        (SYSTEM_STREAM, {"message": {"type": "message", "room": "lobby"}}),
+        (SYSTEM_STREAM, {"message": {"type": "message", "to": 3}}),
+        (SYSTEM_STREAM, {"message": {"type": "message", "from": {"a": 1}}}),
+        (SYSTEM_STREAM, {"message": {"type": "message", "from": "a\n"}}),
+        (SYSTEM_STREAM, {"message": {"type": "message", "id": "x" * 129}}),
+        (SYSTEM_STREAM, {"message": {"type": "message", "timestamp": 1}}),
+        (SYSTEM_STREAM, {"message": {"type": "message"}, "server_id": "a b"}),
+        (SYSTEM_STREAM, {"message": {"type": "message"}, "server_id": 7}),
+        (SYSTEM_STREAM, {"message": {"type": "message"}, "server_id": None}),
+        (SYSTEM_STREAM, {"message": {"type": "message"}, "v": 2, "seq": 1, "epoch": 1}),
+        (SYSTEM_STREAM, {"message": {"type": "message"}, "v": True, "seq": 1, "epoch": 1}),
+        (SYSTEM_STREAM, {"message": {"type": "message"}, "v": 1, "seq": 0, "epoch": 1}),
+        (SYSTEM_STREAM, {"message": {"type": "message"}, "v": 1, "seq": 1}),
+        (SYSTEM_STREAM, {"message": {"type": "message"}, "v": 1, "seq": "1", "epoch": 1}),
+        (SYSTEM_STREAM, {"message": {"type": "message"}, "v": 1, "seq": 1, "epoch": 2**53 + 1}),
+        (FIRST_SHARD, {"message": {"type": "message", "room": ROOM}}),
+    ],
+)
+def test_x10_what_is_no_message_is_refused(stream: int, changes: dict[str, object]) -> None:
+    with pytest.raises(Refused) as caught:
+        read_foreign(orjson.dumps({**ORIGINAL, **changes}), stream)
+    assert NODE not in str(caught.value)
+
+
+OURS = {**ORIGINAL, "seq": 1, "epoch": 1, "v": 1}
+
+
+@pytest.mark.parametrize(
+    ("stream", "changes"),
+    [
+        (ROOMS, {"to": "c-1", "message": {"type": "message", "to": "c-1"}}),
+        (ROOMS, {"room": "lobby", "message": {"type": "message", "room": "lobby"}}),
+        (ROOMS, {"room": 1, "message": {"type": "message", "room": ROOM}}),
+        (ROOMS, {"room": "user:a", "message": {"type": "message", "room": ROOM}}),
+        (MESSAGES, {"to": "c-1", "message": {"type": "message", "to": "c-2"}}),
+        (USERS, {"user": "a", "message": {"type": "message", "data": {"user_id": "b"}}}),
+        (USERS, {"user": "a", "message": {"type": "message"}}),
+        (USERS, {"user": "a", "undo": 3, "message": {"type": "message", "data": {"user_id": "a"}}}),
+        (
+            USERS,
+            {"user": "a", "undo": [], "message": {"type": "message", "data": {"user_id": "a"}}},
+        ),
+        (ROOMS, {"room": ROOM, "members": -1, "message": {"type": "message", "room": ROOM}}),
+        (ROOMS, {"room": ROOM, "members": "1", "message": {"type": "message", "room": ROOM}}),
+        (ROOMS, {"room": ROOM, "receipt": "a b", "message": {"type": "message", "room": ROOM}}),
+        (ROOMS, {"room": ROOM, "receipt": 1, "message": {"type": "message", "room": ROOM}}),
+    ],
+)
+def test_x10_a_false_envelope_of_ours_is_refused(stream: int, changes: dict[str, object]) -> None:
+    with pytest.raises(Refused):
+        read_foreign(orjson.dumps({**OURS, **changes}), stream)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\x80\x04\x95.",
+        b"\xff\xfe",
+        b"[]",
+        b"nonsense",
+        b'{"message":' + b"[" * 300 + b"]" * 300 + b"}",
+        b'{"message":{"type":"message","data":{"n":18446744073709551616}}}',
+        orjson.dumps(
+            {
+                **ORIGINAL,
+                "message": {"type": "message", "data": dict.fromkeys(map(str, range(2000)))},
+            }
+        ),
+    ],
+)
+def test_x10_what_is_no_json_for_us_is_refused(text: bytes) -> None:
+    with pytest.raises(Refused):
+        read_foreign(text, SYSTEM_STREAM)
+
+
+def test_the_deepest_frame_that_settings_allow_passes() -> None:
+    data: dict[str, object] = {}
+    for _ in range(252):
+        data = {"d": data}
+    payload = Writer(NODE, EPOCH).message(1, Target.ALL, "", frame(data=data), timestamp=STAMP)
+    assert orjson.loads(read_foreign(payload, SYSTEM_STREAM).frame)["data"] == data
+
+
+def test_unknown_keys_are_dropped_and_known_ones_kept() -> None:
+    text = b'{"type":"message","admin":true,"data":{"admin":true},"id":"1"}'
+    assert (
+        checked_frame(text, Target.ALL, "") == b'{"type":"message","data":{"admin":true},"id":"1"}'
+    )
+    twice = b'{"type":"root","type":"message"}'
+    assert checked_frame(twice, Target.ALL, "") == b'{"type":"message"}'
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+CHANNEL = b"websocket:nodes"
+
+
+def test_words_are_sealed_and_read() -> None:
+    old, new, other = b"o" * 32, b"n" * 32, b"x" * 32
+    word = Writer(NODE, EPOCH).word(3, "tell", b'{"a":1}', timestamp=STAMP)
+    sealed = Seal([new, old]).close(CHANNEL, word)
+    assert orjson.loads(sealed)["mac"]
+    for seal in (Seal([new]), Seal([old, new]), Seal([])):
+        found = read_word(seal.open(CHANNEL, sealed))
+        assert (found.node_id, found.epoch, found.seq) == (NODE, EPOCH, 3)
+        assert (found.word, found.control) == ("tell", b'{"a":1}')
+    with pytest.raises(Refused, match="not one of this cluster"):
+        Seal([other, old]).open(CHANNEL, sealed)
+    assert Seal([]).close(CHANNEL, word) == Seal([]).open(CHANNEL, word) == word
+    with pytest.raises(Refused, match="no seal"):
+        Seal([new]).open(CHANNEL, word)
+
+
+def test_x10_no_word_passes_for_another() -> None:
+    seal = Seal([b"n" * 32])
+    sealed = seal.close(CHANNEL, Writer(NODE, EPOCH).word(3, "tell", b"{}", timestamp=STAMP))
+    another = NODE.replace("a", "b").encode()
+    for old, new in (
+        (NODE.encode(), another),
+        (b'"seq":3', b'"seq":4'),
+        (b"tell", b"hell"),
+        (b"{}", b"[]"),
+    ):
+        with pytest.raises(Refused):
+            seal.open(CHANNEL, sealed.replace(old, new))
+    with pytest.raises(Refused):
+        seal.open(b"websocket:node:" + another, sealed)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"{}",
+        GOOD,
+        Writer("a:b", EPOCH).word(1, "tell", b"{}", timestamp=STAMP),
+        Writer(NODE, EPOCH).word(0, "tell", b"{}", timestamp=STAMP),
+        Writer(NODE, EPOCH).word(1, "tell", b'"' + b"x" * 1_048_576 + b'"', timestamp=STAMP),
+    ],
+)
+def test_what_is_no_word_is_refused(payload: bytes) -> None:
+    with pytest.raises(Refused):
+        read_word(payload)
+
+
+def test_announcements() -> None:
+    told = Announcement({MESSAGES: 3, SYSTEM_STREAM: 2**53, FIRST_SHARD + 127: 5}, is_sharded=True)
+    assert read_announcement(told.encode()) == told
+    later = (
+        b'{"routing":"other","at":{"rooms":1,"rocks":2},"shards":{"128":1,"x":1,"2":9},"more":[]}'
+    )
+    assert read_announcement(later) == Announcement(
+        {ROOMS: 1, FIRST_SHARD + 2: 9}, is_sharded=False
+    )
+
+
+@pytest.mark.parametrize(
+    "control",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"at":{},"shards":[]}',
+        b'{"at":{"rooms":-1},"shards":{}}',
+        b'{"at":{"rooms":true},"shards":{}}',
+        b'{"at":{"rooms":9007199254740993},"shards":{}}',
+        b'{"at":{"rooms":{"a":{"b":{}}}},"shards":{}}',
+    ],
+)
+def test_what_is_no_announcement_is_refused(control: bytes) -> None:
+    with pytest.raises(Refused):
+        read_announcement(control)
+
+
+def test_channels() -> None:
+    assert shard_channel(127) == b"websocket:shard:127"
