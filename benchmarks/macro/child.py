@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import tempfile
 import time
@@ -25,7 +26,7 @@ from typing import IO, Self
 
 from benchmarks.macro.errors import ChildFailed, PeerMissing
 from benchmarks.macro.figures import Json
-from benchmarks.macro.machine import cpu_seconds, on_cores, resident_bytes
+from benchmarks.macro.machine import cpu_seconds, on_cores, process_tree, resident_bytes
 
 #: Seconds a program may take to say that it is ready.
 START_TIMEOUT = 30.0
@@ -130,12 +131,28 @@ class Child:
         return self._answer(timeout)
 
     def cpu_seconds(self) -> float:
-        """CPU time used so far, all threads."""
-        return cpu_seconds(self._process.pid)
+        """CPU time used so far, all threads, child processes included."""
+        total = cpu_seconds(self._process.pid)
+        for pid in process_tree(self._process.pid)[1:]:
+            try:
+                total += cpu_seconds(pid)
+            except OSError:
+                continue  # it has ended just now
+        return total
 
     def resident_bytes(self) -> int:
-        """Resident memory now."""
-        return resident_bytes(self._process.pid)
+        """Resident memory now, child processes included."""
+        return sum(resident_bytes(pid) for pid in process_tree(self._process.pid))
+
+    def pause(self) -> None:
+        """Stop the program where it is, until `resume`."""
+        for pid in process_tree(self._process.pid):
+            os.kill(pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a stopped program go on; nothing to one that was not."""
+        for pid in process_tree(self._process.pid):
+            os.kill(pid, signal.SIGCONT)
 
     def close(self) -> None:
         """End the program: end of input first, a kill for what does not listen."""
@@ -143,6 +160,7 @@ class Child:
             self._commands.close()
         except OSError:
             pass  # it has ended already, with a command in the pipe
+        self._process.send_signal(signal.SIGCONT)  # a stopped one would not hear the next
         self._process.terminate()
         try:
             self._process.wait(5)

@@ -1,24 +1,34 @@
 /* The load generator: thousands of WebSocket clients in one process, so cheap that the server is
  * what is measured.
  *
- * Usage: load HEAD_FILE [TOKEN_FILE]
+ * Usage: load HEAD_FILE [tokens=FILE] [rooms=FILE] [members=N] [setup=FILE] [pong=FILE]
  *
  * HEAD_FILE holds the request head, sent as it is except that "{token}" becomes the connection's
- * line of TOKEN_FILE (connection i takes line i, modulo the number of lines). The key in the head
- * must be the sample key of RFC 6455: the 101's accept value is checked against it.
+ * line of the tokens (connection i takes line i, modulo the number of lines) and "{room}" its line
+ * of the rooms (connection i is one of the N members of room i / N). The key in the head must be
+ * the sample key of RFC 6455: the 101's accept value is checked against it.
+ * Each line of the setup is sent as a text message once a connection is open, with the same holes;
+ * the pong's second line is sent whenever a message comes that is its first: protocols with pings
+ * of their own need it. "\r" and "\n" in texts are what C means by them.
  * Connections come from many loopback addresses, so that neither the range of local ports nor a
  * limit per address is met. Pings are answered, a Close is echoed, every frame is parsed and
  * counted. Commands on stdin, JSON lines on stdout, one answer each:
  *
- *   connect port=P count=N [rate=R inflight=I sources=A timeout=T]  open N more connections, at
- *                    most R a second (0: no bound) and I upgrades at a time, from A addresses
+ *   connect port=P count=N [rate=R inflight=I sources=A timeout=T narrow=K]  open N more
+ *                    connections, at most R a second (0: no bound) and I upgrades at a time, from A
+ *                    addresses; each Kth gets the smallest receive buffer. The answer has the times
+ *                    from the start of each to its 101
  *   reset            set the counters of received frames to zero
  *   expect frames=N [timeout=T]      answer once N messages have come since the last reset
  *   echo size=S window=W seconds=T [text=1]   closed loop: every connection keeps W messages of
  *                    S bytes on the way for T seconds, then all outstanding ones are awaited
- *   publish rate=R seconds=T receivers=N text=TEMPLATE   open loop: the first connection sends
- *                    the template (the rest of the line) R times a second for T seconds, with
- *                    "{stamp}" replaced by the moment it was due; N connections are to get each
+ *   publish rate=R seconds=T receivers=N [rooms=M burst=K pad=B] text=TEMPLATE   open loop: R
+ *                    times a second for T seconds the template (the rest of the line) is sent, by
+ *                    the first member of each of M rooms in turn, K at a time in one piece.
+ *                    "{stamp}" becomes the moment it was due, "{pad}" B letters, "{room}" the room;
+ *                    N connections are to get each
+ *   stall every=K    each Kth connection reads no more
+ *   release          end the stalled connections, by reset
  *   stats            the counters now
  *   close [hard=1 timeout=T]         Close handshake on every connection (hard: reset instead)
  *   quit
@@ -53,6 +63,15 @@
 #define STAMP_MARK '@'
 #define STAMP_DIGITS 16
 #define STAMP_HOLE "{stamp}"
+/* Longest message that comes in a ping of a protocol's own, in bytes. */
+#define PONG_MAX 16
+/* Longest message that is published, in bytes, and most of them in one go. */
+#define PUBLISH_MAX (1024 * 1024)
+#define PUBLISH_COUNT 4000000.0
+/* Events after which a publisher looks at the clock: receiving must not hold up the schedule. */
+#define EVENTS_BETWEEN_SENDS 16
+/* The smallest receive buffer asked for, in bytes; the kernel has its own idea of the least. */
+#define NARROW_BYTES 4096
 /* Latencies are counted as HdrHistogram does: this many buckets for each power of two, so a value
  * is known to 1.6 %. */
 #define BUCKET_BITS 6
@@ -81,6 +100,12 @@ struct connection {
     size_t answer_have;
     uint64_t stamp;       /* as far as its digits have come */
     uint8_t stamp_digits; /* 0: looking for the mark; 1: it was found; n + 1: with n digits */
+    bool stalled;
+    uint8_t start_have;       /* of the message in hand, as much as a ping may be long */
+    char start[PONG_MAX];
+    uint64_t began;           /* when it was started */
+    unsigned char *unsent;    /* what a publisher's socket has not taken yet */
+    size_t unsent_size;
 };
 
 static struct {
@@ -105,13 +130,20 @@ static struct {
     bool sending;
     uint64_t stop, sent, received, outstanding, wrong;
     size_t size, frame_bytes;
+    uint32_t narrow;
     /* publish; shares rate, stop, sent and received */
-    uint32_t speaker;
-    uint64_t total, receivers, slowest_ns;
+    uint32_t rooms, burst;
+    uint64_t total, receivers, slowest_ns, strays, reads, bytes;
+    size_t pad;
     char text[LINE_MAX_BYTES];
 } job;
 
 static uint64_t latencies[LATENCY_BUCKETS];
+/* Of each message published: when its first and its last delivery came. Those of a burst have one
+ * stamp, and one entry: the first of the first, the last of the last. */
+static struct {
+    uint64_t first_ns, last_ns;
+} *published;
 
 static int epoll;
 static struct connection *connections;
@@ -120,14 +152,18 @@ static uint64_t lost, broken, close_codes[CLOSE_CODES];
 static uint64_t batch_ns; /* time at which the events in hand were fetched */
 static unsigned char *echo_frames; /* WINDOW_MAX masked frames back to back */
 static char *head_text;
-static char **tokens;
-static size_t token_count;
+static struct lines {
+    char **line;
+    size_t count;
+} tokens, rooms, setup, pong;
+static uint32_t room_members = 1;
 
 static void drop(struct connection *c) {
     if (c->state == OPEN || c->state == CLOSING)
         open_count--;
     close(c->fd);
     free(c->answer);
+    free(c->unsent);
     memset(c, 0, sizeof *c);
     c->fd = -1;
 }
@@ -167,6 +203,10 @@ static size_t build_frame(unsigned char *out, uint8_t opcode, const unsigned cha
     out[n++] = 0x80 | opcode;
     if (size < 126) {
         out[n++] = 0x80 | (unsigned char)size;
+    } else if (size > 65535) {
+        out[n++] = 0x80 | 127;
+        for (int shift = 56; shift >= 0; shift -= 8)
+            out[n++] = (unsigned char)((uint64_t)size >> shift);
     } else {
         out[n++] = 0x80 | 126;
         out[n++] = (unsigned char)(size >> 8);
@@ -183,6 +223,51 @@ static bool send_control(struct connection *c, uint8_t opcode, const unsigned ch
                          size_t size) {
     unsigned char frame[CONTROL_MAX + 6];
     return send_all(c, frame, build_frame(frame, opcode, data, size));
+}
+
+/* The name of a connection's room. */
+static const char *room_of(uint32_t slot) {
+    return rooms.count == 0 ? "" : rooms.line[slot / room_members % rooms.count];
+}
+
+/* Write a text with its holes filled: the connection's token and room, the stamp, the padding.
+ * Returns its size, or the capacity where that is too small. */
+static size_t fill(char *out, size_t capacity, const char *text, uint32_t slot, uint64_t stamp) {
+    size_t n = 0;
+    while (*text != '\0' && n < capacity) {
+        char digits[STAMP_DIGITS + 2];
+        const char *piece = NULL;
+        if (*text == '{' && strncmp(text, "{token}", 7) == 0 && tokens.count > 0) {
+            piece = tokens.line[slot % tokens.count];
+            text += 7;
+        } else if (*text == '{' && strncmp(text, "{room}", 6) == 0) {
+            piece = room_of(slot);
+            text += 6;
+        } else if (*text == '{' && strncmp(text, STAMP_HOLE, strlen(STAMP_HOLE)) == 0) {
+            snprintf(digits, sizeof digits, "%c%016llx", STAMP_MARK, (unsigned long long)stamp);
+            piece = digits;
+            text += strlen(STAMP_HOLE);
+        } else if (*text == '{' && strncmp(text, "{pad}", 5) == 0) {
+            size_t size = job.pad < capacity - n ? job.pad : capacity - n;
+            memset(out + n, 'x', size);
+            n += size;
+            text += 5;
+            continue;
+        } else if (text[0] == '\\' && (text[1] == 'r' || text[1] == 'n')) {
+            out[n++] = text[1] == 'r' ? '\r' : '\n';
+            text += 2;
+            continue;
+        } else {
+            out[n++] = *text++;
+            continue;
+        }
+        size_t size = strlen(piece);
+        if (size > capacity - n)
+            return capacity;
+        memcpy(out + n, piece, size);
+        n += size;
+    }
+    return n;
 }
 
 /* Bytes of the header, as far as its first two bytes tell. */
@@ -214,7 +299,21 @@ static bool end_frame(struct connection *c) {
             job.wrong += c->message != job.size;
             c->owed++;
         }
+        bool ping = pong.count == 2 && c->message == strlen(pong.line[0]) &&
+                    memcmp(c->start, pong.line[0], c->start_have) == 0;
         c->message = 0;
+        c->start_have = 0;
+        if (ping) {
+            char text[LINE_MAX_BYTES];
+            seen.pings++;
+            seen.frames--; /* not a message */
+            size_t size = fill(text, sizeof text, pong.line[1], 0, 0);
+            unsigned char frame[LINE_MAX_BYTES + 14];
+            if (!send_all(c, frame, build_frame(frame, OP_TEXT, (unsigned char *)text, size))) {
+                lose(c);
+                return false;
+            }
+        }
         return true;
     }
     if (opcode == OP_PING) {
@@ -237,14 +336,31 @@ static bool end_frame(struct connection *c) {
     return true;
 }
 
-static void count_latency(uint64_t due) {
-    uint64_t ns = batch_ns > due ? batch_ns - due : 0;
+static void count_time(uint64_t ns) {
     unsigned power = ns >> BUCKET_BITS ? 63 - (unsigned)__builtin_clzll(ns) : BUCKET_BITS;
     uint64_t step = ns >> (power - BUCKET_BITS);
     latencies[((power - BUCKET_BITS) << BUCKET_BITS) + step]++;
+}
+
+/* When message `number` is due: with its whole burst. */
+static uint64_t due_at(uint64_t number) {
+    return job.start + (uint64_t)((double)(number / job.burst * job.burst) / job.rate * 1e9);
+}
+
+static void count_latency(uint64_t due) {
+    double number = due < job.start ? -1 : (double)(due - job.start) * job.rate * 1e-9 + 0.5;
+    if (number < 0 || number >= (double)job.total || due_at((uint64_t)number) != due) {
+        job.strays++; /* of an earlier window */
+        return;
+    }
+    uint64_t ns = batch_ns > due ? batch_ns - due : 0;
+    count_time(ns);
     if (ns > job.slowest_ns)
         job.slowest_ns = ns;
     job.received++;
+    if (published[(uint64_t)number].first_ns == 0)
+        published[(uint64_t)number].first_ns = batch_ns;
+    published[(uint64_t)number].last_ns = batch_ns;
 }
 
 /* Look for stamps in a piece of a message, which may begin or end in one. */
@@ -299,8 +415,14 @@ static bool feed(struct connection *c, const unsigned char *data, size_t size) {
         if ((c->header[0] & 0x0f) >= OP_CLOSE) {
             memcpy(c->control + c->control_have, data, take);
             c->control_have += (uint8_t)take;
-        } else if (job.what == PUBLISH) {
-            read_stamps(c, data, take);
+        } else {
+            if (pong.count == 2 && c->start_have < PONG_MAX) {
+                size_t room = PONG_MAX - c->start_have, keep = take < room ? take : room;
+                memcpy(c->start + c->start_have, data, keep);
+                c->start_have += (uint8_t)keep;
+            }
+            if (job.what == PUBLISH)
+                read_stamps(c, data, take);
         }
         data += take;
         size -= take;
@@ -333,16 +455,11 @@ static void on_established(struct connection *c, uint32_t slot) {
         return;
     }
     char head[HEAD_MAX];
-    const char *hole = token_count > 0 ? strstr(head_text, "{token}") : NULL;
-    int before = hole == NULL ? 0 : (int)(hole - head_text);
-    int size_or_more = snprintf(head, sizeof head, "%.*s%s%s", before, head_text,
-                                hole == NULL ? "" : tokens[slot % token_count],
-                                hole == NULL ? head_text : hole + 7);
-    if (size_or_more >= (int)sizeof head) {
+    size_t have = fill(head, sizeof head, head_text, slot, 0);
+    if (have >= sizeof head) {
         fail_connect(c, "request head too large", 22);
         return;
     }
-    size_t have = (size_t)size_or_more;
     struct epoll_event event = {.events = EPOLLIN, .data.u32 = slot};
     if (!send_all(c, head, have) || epoll_ctl(epoll, EPOLL_CTL_MOD, c->fd, &event) < 0) {
         fail_connect(c, "request head not sent", 21);
@@ -351,7 +468,22 @@ static void on_established(struct connection *c, uint32_t slot) {
     c->state = UPGRADING;
 }
 
-static void on_answer(struct connection *c, const unsigned char *data, size_t size) {
+/* Send the messages that subscribe, in one piece. */
+static bool send_setup(struct connection *c, uint32_t slot) {
+    unsigned char frames[HEAD_MAX];
+    size_t have = 0;
+    for (size_t i = 0; i < setup.count; i++) {
+        char text[LINE_MAX_BYTES];
+        size_t size = fill(text, sizeof text, setup.line[i], slot, 0);
+        if (have + size + 14 > sizeof frames)
+            return false;
+        have += build_frame(frames + have, OP_TEXT, (unsigned char *)text, size);
+    }
+    return have == 0 || send_all(c, frames, have);
+}
+
+static void on_answer(struct connection *c, uint32_t slot, const unsigned char *data,
+                      size_t size) {
     if (c->answer == NULL && (c->answer = malloc(ANSWER_MAX + 1)) == NULL)
         die("malloc");
     size_t take = size < ANSWER_MAX - c->answer_have ? size : ANSWER_MAX - c->answer_have;
@@ -369,6 +501,11 @@ static void on_answer(struct connection *c, const unsigned char *data, size_t si
         fail_connect(c, c->answer, strcspn(c->answer, "\r"));
         return;
     }
+    if (!send_setup(c, slot)) {
+        fail_connect(c, "setup not sent", 14);
+        return;
+    }
+    count_time(now_ns() - c->began);
     size_t behind = c->answer_have - (size_t)(end + 4 - c->answer);
     size_t used = take - behind;
     free(c->answer);
@@ -402,8 +539,10 @@ static void on_event(uint32_t slot, uint32_t events) {
         return;
     }
     seen.reads++;
+    if (job.what == PUBLISH)
+        batch_ns = now_ns(); /* each delivery is timed by itself */
     if (c->state == UPGRADING)
-        on_answer(c, buffer, (size_t)got);
+        on_answer(c, slot, buffer, (size_t)got);
     else if (feed(c, buffer, (size_t)got) && c->owed)
         send_echoes(c);
 }
@@ -420,12 +559,17 @@ static void start_connection(void) {
     setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     /* The port is chosen at connect, so that one port serves many pairs of addresses. */
     setsockopt(c->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+    if (job.narrow > 0 && slot % job.narrow == job.narrow - 1) {
+        int bytes = NARROW_BYTES;
+        setsockopt(c->fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes);
+    }
     uint32_t host = slot % job.sources;
     struct sockaddr_in source = {
         .sin_family = AF_INET,
         .sin_addr.s_addr = htonl(0x7f010000u + (host / 250 << 8) + host % 250 + 1)};
     struct epoll_event event = {.events = EPOLLOUT, .data.u32 = slot};
     c->state = CONNECTING;
+    c->began = now_ns();
     job.started++;
     job.inflight++;
     if (bind(c->fd, (struct sockaddr *)&source, sizeof source) < 0 ||
@@ -475,6 +619,8 @@ static void begin_connect(const char *line) {
     job.inflight_max = (uint32_t)inflight;
     job.sources = (uint32_t)sources;
     job.rate = arg_number(line, "rate", 0);
+    job.narrow = (uint32_t)arg_number(line, "narrow", 0);
+    memset(latencies, 0, sizeof latencies);
     job.reason[0] = '\0';
     job.target = (struct sockaddr_in){.sin_family = AF_INET,
                                       .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
@@ -508,48 +654,98 @@ static void begin_echo(const char *line) {
         }
 }
 
+/* The connection that speaks in a room: its first member. */
+static struct connection *speaker_of(uint64_t number, uint32_t *slot) {
+    *slot = (uint32_t)(number / job.burst % job.rooms) * room_members;
+    return *slot < slots && connections[*slot].state == OPEN ? &connections[*slot] : NULL;
+}
+
 static void begin_publish(const char *line) {
     const char *text = strstr(line, " text=");
-    uint32_t speaker = 0;
-    while (speaker < slots && connections[speaker].state != OPEN)
-        speaker++;
-    if (text == NULL || strstr(text, STAMP_HOLE) == NULL || speaker == slots) {
-        refuse("publish: no text with a place for the stamp, or nobody to send it");
+    double rate = arg_number(line, "rate", 1), seconds = arg_number(line, "seconds", 1);
+    double pad = arg_number(line, "pad", 0);
+    job.rooms = (uint32_t)arg_number(line, "rooms", 1);
+    job.burst = (uint32_t)arg_number(line, "burst", 1);
+    if (text == NULL || strstr(text, STAMP_HOLE) == NULL || rate <= 0 || rate * seconds < 1 ||
+        rate * seconds > PUBLISH_COUNT || job.rooms < 1 || job.burst < 1 || pad < 0 || pad > PUBLISH_MAX / 2) {
+        refuse("publish: rate, seconds, rooms, pad or text out of range");
         return;
     }
+    for (uint32_t room = 0, slot; room < job.rooms; room++)
+        if (speaker_of((uint64_t)room * job.burst, &slot) == NULL) {
+            refuse("publish: nobody to send it");
+            return;
+        }
     snprintf(job.text, sizeof job.text, "%s", text + 6);
-    job.speaker = speaker;
-    job.rate = arg_number(line, "rate", 1);
+    job.rate = rate;
+    job.pad = (size_t)pad;
     job.receivers = (uint64_t)arg_number(line, "receivers", 1);
-    job.total = (uint64_t)(job.rate * arg_number(line, "seconds", 1));
-    job.sent = job.received = job.slowest_ns = 0;
+    job.total = (uint64_t)(rate * seconds + 0.5);
+    job.sent = job.received = job.slowest_ns = job.strays = 0;
+    job.reads = seen.reads;
+    job.bytes = seen.bytes;
     memset(latencies, 0, sizeof latencies);
+    free(published);
+    published = calloc(job.total, sizeof *published);
+    if (published == NULL)
+        die("calloc");
     for (uint32_t i = 0; i < slots; i++)
         connections[i].stamp_digits = 0;
     begin(PUBLISH, line, 0);
-    /* Whatever has not come ten seconds after the last was due counts as lost. */
-    job.deadline = job.start + (uint64_t)((double)job.total / job.rate * 1e9) + 10000000000u;
+    /* Whatever has not come so long after the last was due counts as lost. */
+    double patience = arg_number(line, "patience", 10);
+    job.deadline = due_at(job.total) + (uint64_t)(patience * 1e9);
+}
+
+/* Send what a publisher's socket has refused before. False while it still refuses. */
+static bool send_unsent(struct connection *c) {
+    if (c->unsent_size == 0)
+        return true;
+    ssize_t sent = send(c->fd, c->unsent, c->unsent_size, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent < 0)
+        return false;
+    c->unsent_size -= (size_t)sent;
+    memmove(c->unsent, c->unsent + sent, c->unsent_size);
+    return c->unsent_size == 0;
 }
 
 /* Send what is due. The stamp is the moment a message was due, not that of its sending: a sender
- * that is held up does not make the wait look shorter. */
-static bool send_due(uint64_t now) {
-    struct connection *c = &connections[job.speaker];
-    char *hole = strstr(job.text, STAMP_HOLE);
+ * that is held up, by us or by a server that reads no more, does not make the wait look shorter. */
+static void send_due(void) {
+    static char message[PUBLISH_MAX];
+    static unsigned char frame[PUBLISH_MAX + 14];
+    uint64_t now = now_ns();
     while (job.sent < job.total) {
-        uint64_t due = job.start + (uint64_t)((double)job.sent / job.rate * 1e9);
-        if (due > now)
-            return true;
-        unsigned char message[LINE_MAX_BYTES + STAMP_DIGITS], frame[sizeof message + 8];
-        int size = snprintf((char *)message, sizeof message, "%.*s%c%016llx%s",
-                            (int)(hole - job.text), job.text, STAMP_MARK, (unsigned long long)due,
-                            hole + strlen(STAMP_HOLE));
-        if (c->state != OPEN ||
-            !send_all(c, frame, build_frame(frame, OP_TEXT, message, (size_t)size)))
-            return false;
-        job.sent++;
+        uint64_t due = due_at(job.sent);
+        uint32_t slot;
+        struct connection *c = speaker_of(job.sent, &slot);
+        if (due > now || c == NULL || !send_unsent(c))
+            return;
+        size_t text = fill(message, sizeof message, job.text, slot, due), size = 0;
+        uint64_t count = 0;
+        do {
+            size += build_frame(frame + size, OP_TEXT, (unsigned char *)message, text);
+            count++;
+        } while (count < job.burst && job.sent + count < job.total &&
+                 size + text + 14 <= sizeof frame);
+        ssize_t sent = send(c->fd, frame, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (sent < 0)
+            return;
+        if ((size_t)sent < size) {
+            free(c->unsent);
+            c->unsent_size = size - (size_t)sent;
+            c->unsent = malloc(c->unsent_size);
+            if (c->unsent == NULL)
+                die("malloc");
+            memcpy(c->unsent, frame + sent, c->unsent_size);
+        }
+        job.sent += count;
     }
-    return true;
+    for (uint32_t room = 0, slot; room < job.rooms; room++) {
+        struct connection *c = speaker_of((uint64_t)room * job.burst, &slot);
+        if (c != NULL && c->unsent_size > 0)
+            send_unsent(c);
+    }
 }
 
 /* Sleep until something comes or the next message is due, finer than the milliseconds that
@@ -557,7 +753,7 @@ static bool send_due(uint64_t now) {
 static void wait_until_due(void) {
     uint64_t now = now_ns(), next = now + 20000000u;
     if (job.sent < job.total)
-        next = job.start + (uint64_t)((double)job.sent / job.rate * 1e9);
+        next = due_at(job.sent);
     uint64_t left = next > now ? next - now : 0;
     struct timespec rest = {.tv_sec = (time_t)(left / 1000000000u),
                             .tv_nsec = (long)(left % 1000000000u)};
@@ -565,18 +761,63 @@ static void wait_until_due(void) {
     ppoll(&input, 1, &rest, NULL);
 }
 
-static void print_latencies(uint64_t now) {
-    printf("{\"event\":\"published\",\"sent\":%llu,\"received\":%llu,\"slowest_ns\":%llu,"
-           "\"wall_ns\":%llu,\"bits\":%d,\"buckets\":[",
-           (unsigned long long)job.sent, (unsigned long long)job.received,
-           (unsigned long long)job.slowest_ns, (unsigned long long)(now - job.start), BUCKET_BITS);
+static void print_buckets(const char *name) {
+    printf("\"%s\":[", name);
     const char *comma = "";
     for (int i = 0; i < LATENCY_BUCKETS; i++)
         if (latencies[i]) {
             printf("%s[%d,%llu]", comma, i, (unsigned long long)latencies[i]);
             comma = ",";
         }
-    printf("]}\n");
+    printf("]");
+}
+
+/* Two more distributions, over messages: from due to the last delivery, and from the first to the
+ * last. */
+static void print_published(uint64_t now) {
+    printf("{\"event\":\"published\",\"sent\":%llu,\"received\":%llu,\"strays\":%llu,"
+           "\"slowest_ns\":%llu,\"wall_ns\":%llu,\"reads\":%llu,\"bytes\":%llu,\"bits\":%d,",
+           (unsigned long long)job.sent, (unsigned long long)job.received,
+           (unsigned long long)job.strays, (unsigned long long)job.slowest_ns,
+           (unsigned long long)(now - job.start), (unsigned long long)(seen.reads - job.reads),
+           (unsigned long long)(seen.bytes - job.bytes), BUCKET_BITS);
+    print_buckets("buckets");
+    memset(latencies, 0, sizeof latencies);
+    for (uint64_t i = 0; i < job.total; i++)
+        if (published[i].last_ns)
+            count_time(published[i].last_ns - due_at(i));
+    printf(",");
+    print_buckets("last");
+    memset(latencies, 0, sizeof latencies);
+    for (uint64_t i = 0; i < job.total; i++)
+        if (published[i].last_ns)
+            count_time(published[i].last_ns - published[i].first_ns);
+    printf(",");
+    print_buckets("skew");
+    printf("}\n");
+}
+
+static void begin_stall(const char *line) {
+    uint32_t every = (uint32_t)arg_number(line, "every", 100), count = 0;
+    for (uint32_t i = every - 1; every > 1 && i < slots; i += every)
+        if (connections[i].state == OPEN &&
+            epoll_ctl(epoll, EPOLL_CTL_DEL, connections[i].fd, NULL) == 0) {
+            connections[i].stalled = true;
+            count++;
+        }
+    printf("{\"event\":\"stalled\",\"count\":%u}\n", count);
+}
+
+static void release(void) {
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < slots; i++)
+        if (connections[i].stalled) {
+            struct linger reset = {.l_onoff = 1, .l_linger = 0};
+            setsockopt(connections[i].fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+            drop(&connections[i]);
+            count++;
+        }
+    printf("{\"event\":\"released\",\"count\":%u}\n", count);
 }
 
 static void begin_close(const char *line) {
@@ -614,6 +855,10 @@ static void on_command(const char *line) {
         begin_echo(line);
     } else if (is_verb(line, "publish")) {
         begin_publish(line);
+    } else if (is_verb(line, "stall")) {
+        begin_stall(line);
+    } else if (is_verb(line, "release")) {
+        release();
     } else if (is_verb(line, "stats")) {
         print_counters("stats");
     } else if (is_verb(line, "close")) {
@@ -644,9 +889,11 @@ static void work(void) {
                 if (connections[i].state == CONNECTING || connections[i].state == UPGRADING)
                     fail_connect(&connections[i], "timeout", 7);
         printf("{\"event\":\"connected\",\"open\":%u,\"failed\":%u,\"reason\":\"%s\","
-               "\"wall_ns\":%llu}\n",
+               "\"wall_ns\":%llu,\"bits\":%d,",
                open_count, job.wanted - job.finished, job.reason,
-               (unsigned long long)(now - job.start));
+               (unsigned long long)(now - job.start), BUCKET_BITS);
+        print_buckets("buckets");
+        printf("}\n");
         break;
     }
     case EXPECT:
@@ -665,13 +912,10 @@ static void work(void) {
                (unsigned long long)job.wrong, (unsigned long long)(now - job.start));
         break;
     case PUBLISH:
-        if (!send_due(now)) {
-            refuse("publish: the speaker cannot send");
-            break;
-        }
+        send_due();
         if ((job.sent < job.total || job.received < job.total * job.receivers) && !late)
             return;
-        print_latencies(now);
+        print_published(now);
         break;
     case CLOSE: {
         uint32_t left = open_count;
@@ -702,26 +946,56 @@ static char *read_file(const char *path) {
     return text;
 }
 
-static void read_tokens(const char *path) {
+static void read_lines(const char *path, struct lines *into) {
     char *text = read_file(path);
-    size_t lines = 0;
+    size_t count = 0;
     for (const char *p = text; *p; p++)
-        lines += *p == '\n';
-    tokens = calloc(lines + 1, sizeof *tokens);
-    if (tokens == NULL)
+        count += *p == '\n';
+    into->line = calloc(count + 1, sizeof *into->line);
+    if (into->line == NULL)
         die("calloc");
     for (char *line = strtok(text, "\n"); line != NULL; line = strtok(NULL, "\n"))
-        tokens[token_count++] = line;
+        into->line[into->count++] = line;
+}
+
+/* The value of an argument "name=value", or NULL when it has another name. */
+static const char *value_of(const char *argument, const char *name) {
+    size_t length = strlen(name);
+    return strncmp(argument, name, length) == 0 && argument[length] == '=' ? argument + length + 1
+                                                                           : NULL;
+}
+
+static void read_arguments(int argc, char **argv) {
+    head_text = read_file(argv[1]);
+    for (int i = 2; i < argc; i++) {
+        const char *value;
+        if ((value = value_of(argv[i], "tokens")) != NULL) {
+            read_lines(value, &tokens);
+        } else if ((value = value_of(argv[i], "rooms")) != NULL) {
+            read_lines(value, &rooms);
+        } else if ((value = value_of(argv[i], "setup")) != NULL) {
+            read_lines(value, &setup);
+        } else if ((value = value_of(argv[i], "pong")) != NULL) {
+            read_lines(value, &pong);
+        } else if ((value = value_of(argv[i], "members")) != NULL) {
+            room_members = (uint32_t)strtoul(value, NULL, 10);
+        } else {
+            fprintf(stderr, "unknown argument %s\n", argv[i]);
+            exit(2);
+        }
+    }
+    if (room_members == 0 || (pong.count == 2 && strlen(pong.line[0]) > PONG_MAX)) {
+        fprintf(stderr, "members or pong out of range\n");
+        exit(2);
+    }
 }
 
 int main(int argc, char **argv) {
-    if (argc < 2 || argc > 3) {
-        fprintf(stderr, "usage: load HEAD_FILE [TOKEN_FILE]\n");
+    if (argc < 2) {
+        fprintf(stderr, "usage: load HEAD_FILE [tokens|rooms|setup|pong=FILE] [members=N]\n");
         return 2;
     }
-    head_text = read_file(argv[1]);
-    if (argc == 3)
-        read_tokens(argv[2]);
+    read_arguments(argc, argv);
     slots = raise_file_limit() - FILES_RESERVED;
     connections = calloc(slots, sizeof *connections);
     echo_frames = malloc(WINDOW_MAX * (ECHO_MAX + 8));
@@ -749,6 +1023,8 @@ int main(int argc, char **argv) {
                 on_event(events[i].data.u32, events[i].events);
             else if (read_command(line))
                 on_command(line);
+            if (job.what == PUBLISH && i % EVENTS_BETWEEN_SENDS == EVENTS_BETWEEN_SENDS - 1)
+                send_due();
         }
         work();
     }

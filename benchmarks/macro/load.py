@@ -32,10 +32,34 @@ AUTHORIZATION = "Authorization: Bearer {token}"
 
 def request_head(port: int, *, path: str = "/", authorized: bool = False) -> str:
     """Return the head every client sends, with a place for the token when authorized."""
-    lines = [line.format(path=path, port=port) for line in HEAD]
+    lines = [line.replace("{path}", path).replace("{port}", str(port)) for line in HEAD]
     if authorized:
         lines.append(AUTHORIZATION)
     return "".join(f"{line}\r\n" for line in lines) + "\r\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clients:
+    """What the generator's connections are and say; all alike but for the holes in the texts.
+
+    "{token}" stands for the connection's token and "{room}" for its room: connection i is one of
+    the `members` of room ``i // members``.
+
+    Attributes:
+        path: path of the request.
+        tokens: bearer tokens, one a connection, taken in turn; none for no authorization.
+        rooms: names of the rooms, taken in turn.
+        members: connections in each room.
+        setup: texts that each connection sends once it is open.
+        pong: a message that is a ping of the protocol's own, and the answer to it.
+    """
+
+    path: str = "/"
+    tokens: Sequence[str] = ()
+    rooms: Sequence[str] = ()
+    members: int = 1
+    setup: Sequence[str] = ()
+    pong: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +98,8 @@ class Latencies:
     """
 
     counts: Mapping[int, int]
-    slowest: int
-    wanted: int
+    slowest: int = 0
+    wanted: int = 0
 
     @property
     def total(self) -> int:
@@ -96,6 +120,54 @@ class Latencies:
         counts = Counter(self.counts)
         counts.update(other.counts)
         return Latencies(counts, max(self.slowest, other.slowest), self.wanted + other.wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What came of messages that were sent on a schedule.
+
+    Attributes:
+        deliveries: from the moment a message was due to each member.
+        last: from the moment a message was due to its last member, by message (or burst).
+        skew: from a message's first member to its last, by message (or burst).
+        messages: how many were due.
+        reads: reads in which the deliveries came.
+        bytes: payload of everything that came meanwhile.
+        seconds: from the first message to the last delivery.
+    """
+
+    deliveries: Latencies
+    last: Latencies
+    skew: Latencies
+    messages: int
+    reads: int
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """How a number of clients came to be connected.
+
+    Attributes:
+        seconds: for all of them.
+        upgrades: from the start of each to its 101.
+        failed: refused, or not answered in time; the rest is connected.
+        reason: why the first of those was not.
+    """
+
+    seconds: float
+    upgrades: Latencies
+    failed: int
+    reason: str
+
+
+def _latencies(answer: dict[str, Json], name: str, wanted: int, slowest: int = 0) -> Latencies:
+    buckets, bits = answer.get(name), _int(answer, "bits")
+    if not isinstance(buckets, list):
+        raise BenchmarkError(f"the generator's answer has no {name!r}")
+    counts = {upper_edge(bucket, bits): count for bucket, count in buckets}
+    return Latencies(counts, slowest or max(counts, default=0), wanted)
 
 
 def upper_edge(bucket: int, bits: int) -> int:
@@ -128,6 +200,7 @@ class Load(Child):
         cores: frozenset[int],
         path: str = "/",
         tokens: Sequence[str] = (),
+        clients: Clients | None = None,
     ) -> None:
         """Start a generator for the server on this loopback port.
 
@@ -136,18 +209,28 @@ class Load(Child):
             cores: CPUs for the generator.
             path: Path of the request.
             tokens: Bearer tokens, one a connection, taken in turn; none for no authorization.
+            clients: All about the connections, in place of path and tokens.
         """
         self._port = port
+        who = clients or Clients(path=path, tokens=tokens)
         with tempfile.TemporaryDirectory(prefix="falcon-bench-") as directory:
             head = Path(directory, "head")
-            head.write_text(request_head(port, path=path, authorized=bool(tokens)), newline="")
-            command = [str(program("load")), str(head)]
-            if tokens:
-                file = Path(directory, "tokens")
-                file.touch(mode=0o600)
-                file.write_text("".join(f"{token}\n" for token in tokens))
-                command.append(str(file))
-            # Both files are read before the generator says it is ready.
+            text = request_head(port, path=who.path, authorized=bool(who.tokens))
+            head.write_text(text, newline="")
+            command = [str(program("load")), str(head), f"members={who.members}"]
+            lists = {
+                "tokens": who.tokens,
+                "rooms": who.rooms,
+                "setup": who.setup,
+                "pong": who.pong or (),
+            }
+            for name, lines in lists.items():
+                if lines:
+                    file = Path(directory, name)
+                    file.touch(mode=0o600)
+                    file.write_text("".join(f"{line}\n" for line in lines))
+                    command.append(f"{name}={file}")
+            # All files are read before the generator says it is ready.
             super().__init__("the load generator", command, cores=cores)
 
     def connect(
@@ -174,15 +257,44 @@ class Load(Child):
         Raises:
             BenchmarkError: Some were refused; the text has the first reason.
         """
+        done = self.try_to_connect(
+            count, rate=rate, inflight=inflight, sources=sources, timeout=timeout
+        )
+        if done.failed:
+            raise BenchmarkError(f"{done.failed} of {count} upgrades failed: {done.reason}")
+        return done.seconds
+
+    def try_to_connect(
+        self,
+        count: int,
+        *,
+        rate: float = 0.0,
+        inflight: int = 64,
+        sources: int = 100,
+        timeout: float = 120.0,
+        narrow: int = 0,
+    ) -> Connected:
+        """Open more connections and tell how it went; see `connect`.
+
+        Args:
+            count: How many.
+            rate: Most connections started a second; 0 for no bound.
+            inflight: Most upgrades on the way at a time.
+            sources: Loopback addresses they come from.
+            timeout: Seconds for all of them.
+            narrow: Each so manieth connection has the smallest receive buffer; 0 for none.
+        """
         answer = self.ask(
             f"connect port={self._port} count={count} rate={rate} inflight={inflight}"
-            f" sources={sources} timeout={timeout}",
+            f" sources={sources} timeout={timeout} narrow={narrow}",
             timeout=timeout + 10,
         )
-        failed = _int(answer, "failed")
-        if failed:
-            raise BenchmarkError(f"{failed} of {count} upgrades failed: {answer.get('reason')}")
-        return _int(answer, "wall_ns") * 1e-9
+        return Connected(
+            seconds=_int(answer, "wall_ns") * 1e-9,
+            upgrades=_latencies(answer, "buckets", count),
+            failed=_int(answer, "failed"),
+            reason=str(answer.get("reason")),
+        )
 
     def reset(self) -> None:
         """Set the counters of received frames to zero."""
@@ -239,29 +351,58 @@ class Load(Child):
         )
 
     def publish(
-        self, text: str, *, rate: float, seconds: float, receivers: int
-    ) -> Callable[[], Latencies]:
-        """Have the first connection send messages on a fixed schedule.
+        self,
+        text: str,
+        *,
+        rate: float,
+        seconds: float,
+        receivers: int,
+        rooms: int = 1,
+        burst: int = 1,
+        pad: int = 0,
+        patience: float = 10.0,
+    ) -> Callable[[], Published]:
+        """Have the first member of each room send messages on a fixed schedule.
 
         Args:
-            text: the message; "{stamp}" in it becomes the moment it was due.
-            rate: messages a second, sent when they are due, not when others have come.
+            text: the message; "{stamp}" in it becomes the moment it was due, "{pad}" the padding.
+            rate: messages a second in all, sent when they are due, not when others have come.
             seconds: how long.
             receivers: connections that get each of them.
+            rooms: rooms that take turns.
+            burst: messages that are due at the same moment, in the same room.
+            pad: letters of padding.
+            patience: seconds after the last message was due in which deliveries still count.
 
         Returns:
             What waits for the outcome.
         """
-        self.tell(f"publish rate={rate} seconds={seconds} receivers={receivers} text={text}")
-        return lambda: self._published(round(rate * seconds) * receivers, seconds)
+        self.tell(
+            f"publish rate={rate} seconds={seconds} receivers={receivers} rooms={rooms}"
+            f" burst={burst} pad={pad} patience={patience} text={text}"
+        )
+        return lambda: self._published(round(rate * seconds), receivers, seconds + patience)
 
-    def _published(self, wanted: int, seconds: float) -> Latencies:
+    def _published(self, messages: int, receivers: int, seconds: float) -> Published:
         answer = self.answer(timeout=seconds + 30)
-        buckets, bits = answer.get("buckets"), _int(answer, "bits")
-        if not isinstance(buckets, list):
-            raise BenchmarkError("the generator's answer has no buckets")
-        counts = {upper_edge(bucket, bits): count for bucket, count in buckets}
-        return Latencies(counts, _int(answer, "slowest_ns"), wanted)
+        slowest = _int(answer, "slowest_ns")
+        return Published(
+            deliveries=_latencies(answer, "buckets", messages * receivers, slowest),
+            last=_latencies(answer, "last", messages),
+            skew=_latencies(answer, "skew", messages),
+            messages=messages,
+            reads=_int(answer, "reads"),
+            bytes=_int(answer, "bytes"),
+            seconds=_int(answer, "wall_ns") * 1e-9,
+        )
+
+    def stall(self, every: int) -> int:
+        """Have each so manieth connection read no more; returns how many those are."""
+        return _int(self.ask(f"stall every={every}"), "count")
+
+    def release(self) -> int:
+        """End the stalled connections; returns how many those were."""
+        return _int(self.ask("release"), "count")
 
     def disconnect(self, *, hard: bool = False) -> None:
         """End all connections, with the Close handshake unless `hard`."""

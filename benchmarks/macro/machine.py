@@ -23,6 +23,18 @@ def cpu_seconds(pid: int) -> float:
     return time.clock_gettime((~pid << 3) | 2)
 
 
+def process_tree(pid: int) -> list[int]:
+    """Return a process and all its living descendants."""
+    tree = [pid]
+    for member in tree:  # grows while it is walked
+        for children in Path(f"/proc/{member}/task").glob("*/children"):
+            try:
+                tree += [int(child) for child in children.read_text().split()]
+            except OSError:
+                continue  # the thread has ended
+    return tree
+
+
 def softirq_seconds() -> float:
     """Return the CPU time of the ksoftirqd threads, in seconds; 0 where they cannot be seen.
 

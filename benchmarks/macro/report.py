@@ -66,6 +66,21 @@ class Target:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a scenario has to say about each contender in a few numbers, for the table of peers.
+
+    Attributes:
+        title: of the comparison; results of one title belong together.
+        columns: headings by key.
+        values: numbers by contender and key.
+    """
+
+    title: str
+    columns: dict[str, str]
+    values: dict[str, dict[str, float]]
+
+
 @dataclass(slots=True)
 class Outcome:
     """Everything one run of a scenario found out."""
@@ -76,6 +91,7 @@ class Outcome:
     targets: list[Target] = field(default_factory=list)
     versions: dict[str, Json] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+    comparison: Comparison | None = None
 
     def text(self) -> str:
         """Return the report for the terminal."""

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import TypeVar
 
 from benchmarks.macro.child import Child
 from benchmarks.macro.control import LoopName
-from benchmarks.macro.errors import PeerMissing
+from benchmarks.macro.errors import ChildFailed, PeerMissing
 from benchmarks.macro.machine import Cores
 from benchmarks.macro.report import Outcome
 
 T = TypeVar("T")
+
+
+def say(line: str) -> None:
+    """Print a line about the progress, with the time it came to that."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +35,10 @@ class Run:
         loop: Event loop of the Python servers.
         connections: Connections, or members of the room.
         soak: Seconds of the density scenario's soak; 0 for none.
+        layout: Rooms and members of each, where a scenario knows rooms.
+        burst: Messages that are due at the same moment, in the same room.
+        peers: Who takes part in the open-loop scenarios, beside the server and the C loop; None
+            for everybody.
         say: Takes lines about the progress.
     """
 
@@ -38,7 +48,10 @@ class Run:
     loop: LoopName = "uvloop"
     connections: int | None = None
     soak: float = 0.0
-    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
+    layout: tuple[int, int] | None = None
+    burst: int = 1
+    peers: Sequence[str] | None = ("websockets",)
+    say: Callable[[str], None] = say
 
     def pick(self, asked: T | None, usual: T, quick: T) -> T:
         """Return what was asked for, or the usual number, or the one for a quick run."""
@@ -66,14 +79,24 @@ def enter_present(
     stack: ExitStack,
     outcome: Outcome,
     contenders: Sequence[tuple[str, Callable[[], AbstractContextManager[T]]]],
+    *,
+    optional: Container[str] = (),
 ) -> dict[str, T]:
-    """Start every contender that can run here; note why the others cannot."""
+    """Start every contender that can run here; note why the others cannot.
+
+    Raises:
+        ChildFailed: One that is needed did not start.
+    """
     present: dict[str, T] = {}
     for name, start in contenders:
         try:
             present[name] = stack.enter_context(start())
         except PeerMissing as missing:
             outcome.skipped.append(str(missing))
+        except ChildFailed as failed:
+            if name not in optional:
+                raise
+            outcome.skipped.append(f"{name}: {failed}")
     return present
 
 

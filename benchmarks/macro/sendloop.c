@@ -1,9 +1,12 @@
-/* The kernel's price of a fan-out: a plain loop over send(2), nothing else.
+/* The kernel's price of a fan-out: a plain loop over send(2), next to nothing else.
  *
  * Usage: sendloop
  *
  * Listens on a free loopback port, answers each upgrade request with the constant 101 of
- * RFC 6455's sample key, and keeps the sockets. Commands on stdin, JSON lines on stdout:
+ * RFC 6455's sample key, and keeps the sockets. Who asked for "/room/N" is in room N: what one of
+ * its members says goes to all of them, once all input of a turn is read, all messages of the turn
+ * in one piece. What a socket does not take at once is lost; there are no queues here.
+ * Commands on stdin, JSON lines on stdout:
  *
  *   fanout messages=K bytes=S   send K text frames of S bytes to every socket, in one piece
  *   count                       sockets held
@@ -26,6 +29,9 @@
 #define LISTEN_TAG (UINT32_MAX - 1)
 /* Largest request head looked at, in bytes; our own generator sends less than half of it. */
 #define HEAD_MAX 4096
+#define READ_BUFFER_BYTES (256 * 1024)
+#define ROOMS_MAX 65536
+#define NO_ROOM UINT32_MAX
 
 static const char ANSWER[] = "HTTP/1.1 101 Switching Protocols\r\n"
                              "Upgrade: websocket\r\n"
@@ -36,6 +42,17 @@ static int epoll;
 static int *sockets; /* upgraded, in the order of their arrival: what the loop runs over */
 static size_t held;
 static size_t capacity;
+
+static struct room {
+    int *members;
+    size_t count, capacity;
+    unsigned char *piece; /* the frames of this turn */
+    size_t piece_size, piece_capacity;
+} rooms[ROOMS_MAX];
+static uint32_t dirty[ROOMS_MAX]; /* rooms with news in this turn */
+static size_t dirty_count;
+static uint32_t *room_of; /* by descriptor */
+static uint64_t refused_relays;
 
 static uint64_t cpu_ns(void) {
     struct rusage usage;
@@ -72,24 +89,119 @@ static void forget(int fd) {
             held--;
             break;
         }
+    struct room *room = room_of[fd] == NO_ROOM ? NULL : &rooms[room_of[fd]];
+    for (size_t i = 0; room != NULL && i < room->count; i++)
+        if (room->members[i] == fd)
+            room->members[i] = room->members[--room->count];
+    room_of[fd] = NO_ROOM;
     close(fd);
 }
 
-/* A request head comes whole: the generator writes it with one send. Later input is a Close or
- * the end, and either ends the socket. */
-static void on_input(int fd, const bool *upgraded) {
-    char head[HEAD_MAX];
-    ssize_t got = recv(fd, head, sizeof head, 0);
-    if (got <= 0 || upgraded[fd]) {
+static void *grown(void *old, size_t *have, size_t want, size_t size) {
+    if (want <= *have)
+        return old;
+    *have = want * 2;
+    void *fresh = realloc(old, *have * size);
+    if (fresh == NULL)
+        die("realloc");
+    return fresh;
+}
+
+static void enter_room(int fd, const char *head) {
+    static const char where[] = "GET /room/";
+    room_of[fd] = NO_ROOM;
+    if (strncmp(head, where, sizeof where - 1) != 0)
+        return;
+    unsigned long number = strtoul(head + sizeof where - 1, NULL, 10);
+    if (number >= ROOMS_MAX)
+        return;
+    struct room *room = &rooms[number];
+    room->members = grown(room->members, &room->capacity, room->count + 1, sizeof(int));
+    room->members[room->count++] = fd;
+    room_of[fd] = (uint32_t)number;
+}
+
+/* Note a client's text for its room; bytes used, 0 for less than a frame, -1 for what ends it. The
+ * generator's frames are whole messages. */
+static ssize_t take_frame(int fd, unsigned char *data, size_t size) {
+    if (size < 6)
+        return 0;
+    size_t at = 2, length = data[1] & 0x7f;
+    if (length >= 126) {
+        size_t digits = length == 126 ? 2 : 8;
+        if (size < 2 + digits)
+            return 0;
+        for (length = 0; digits > 0; digits--)
+            length = length << 8 | data[at++];
+    }
+    if ((data[0] & 0x0f) > 2 || length > READ_BUFFER_BYTES - 14)
+        return -1;
+    if (size < at + 4 + length)
+        return 0;
+    struct room *room = room_of[fd] == NO_ROOM ? NULL : &rooms[room_of[fd]];
+    if (room == NULL)
+        return -1;
+    if (room->piece_size == 0)
+        dirty[dirty_count++] = room_of[fd];
+    room->piece =
+        grown(room->piece, &room->piece_capacity, room->piece_size + at + length, 1);
+    unsigned char *out = room->piece + room->piece_size;
+    memcpy(out, data, at);
+    out[1] &= 0x7f; /* servers do not mask */
+    const unsigned char *key = data + at, *payload = key + 4;
+    for (size_t i = 0; i < length; i++)
+        out[at + i] = payload[i] ^ key[i & 3];
+    room->piece_size += at + length;
+    return (ssize_t)(at + 4 + length);
+}
+
+static void relay(void) {
+    for (size_t i = 0; i < dirty_count; i++) {
+        struct room *room = &rooms[dirty[i]];
+        for (size_t m = 0; m < room->count; m++)
+            if (send(room->members[m], room->piece, room->piece_size,
+                     MSG_DONTWAIT | MSG_NOSIGNAL) != (ssize_t)room->piece_size)
+                refused_relays++;
+        room->piece_size = 0;
+    }
+    dirty_count = 0;
+}
+
+/* A request head comes whole: the generator writes it with one send. A frame may come in parts:
+ * what is left of one waits in the socket, looked at but not taken. */
+static void on_input(int fd, bool *upgraded) {
+    static unsigned char buffer[READ_BUFFER_BYTES];
+    ssize_t got = recv(fd, buffer, sizeof buffer - 1, MSG_PEEK);
+    if (got <= 0) {
+        upgraded[fd] = false;
         forget(fd);
         return;
     }
-    if (got < 4 || memcmp(head + got - 4, "\r\n\r\n", 4) != 0 || held == capacity ||
-        send(fd, ANSWER, sizeof ANSWER - 1, MSG_NOSIGNAL) != (ssize_t)(sizeof ANSWER - 1)) {
-        close(fd);
-        return;
+    size_t used = 0;
+    if (upgraded[fd]) {
+        ssize_t taken;
+        while ((taken = take_frame(fd, buffer + used, (size_t)got - used)) > 0)
+            used += (size_t)taken;
+        if (taken < 0) {
+            forget(fd);
+            upgraded[fd] = false;
+            return;
+        }
+    } else {
+        buffer[got] = '\0';
+        if (got > HEAD_MAX || got < 4 || memcmp(buffer + got - 4, "\r\n\r\n", 4) != 0 ||
+            held == capacity ||
+            send(fd, ANSWER, sizeof ANSWER - 1, MSG_NOSIGNAL) != (ssize_t)(sizeof ANSWER - 1)) {
+            close(fd);
+            return;
+        }
+        used = (size_t)got;
+        sockets[held++] = fd;
+        enter_room(fd, (const char *)buffer);
+        upgraded[fd] = true;
     }
-    sockets[held++] = fd;
+    if (used > 0 && recv(fd, buffer, used, 0) != (ssize_t)used)
+        die("recv");
 }
 
 static void fan_out(const char *line) {
@@ -132,9 +244,10 @@ int main(void) {
     capacity = limit;
     sockets = calloc(limit, sizeof *sockets);
     bool *upgraded = calloc(limit, sizeof *upgraded);
+    room_of = calloc(limit, sizeof *room_of);
     epoll = epoll_create1(EPOLL_CLOEXEC);
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (sockets == NULL || upgraded == NULL || epoll < 0 || listener < 0)
+    if (sockets == NULL || upgraded == NULL || room_of == NULL || epoll < 0 || listener < 0)
         die("start");
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t size = sizeof address;
@@ -154,19 +267,21 @@ int main(void) {
             if (tag == LISTEN_TAG) {
                 accept_all(listener);
             } else if (tag != STDIN_TAG) {
-                size_t before = held;
                 on_input((int)tag, upgraded);
-                upgraded[tag] = held > before;
             } else if (read_command(line)) {
                 if (is_verb(line, "fanout"))
                     fan_out(line);
                 else if (is_verb(line, "count"))
-                    printf("{\"event\":\"count\",\"open\":%zu}\n", held);
+                    printf("{\"event\":\"count\",\"open\":%zu,\"refused\":%llu}\n", held,
+                           (unsigned long long)refused_relays);
+                else if (is_verb(line, "settle"))
+                    printf("{\"event\":\"done\"}\n");
                 else if (is_verb(line, "quit"))
                     return 0;
                 else
                     printf("{\"event\":\"error\",\"reason\":\"unknown command\"}\n");
             }
         }
+        relay();
     }
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.macro.load import Latencies, upper_edge
+from benchmarks.macro.peers_table import markdown, merged
+from benchmarks.macro.report import Comparison, Outcome
 
 ROOT = Path(__file__).parents[2]
 MEMBERS = 20
@@ -37,6 +40,8 @@ def test_list_names_every_scenario() -> None:
         "echo",
         "upgrades",
         "admin",
+        "broadcast",
+        "rooms",
     ]
 
 
@@ -95,6 +100,83 @@ def test_quick_admin_compares_latencies_with_and_without_a_listing(tmp_path: Pat
     (target,) = result["targets"]
     assert target["value"] == result["figures"]["p99_ratio"]["median"]
     assert target["at_most"] == 1.2
+
+
+def test_quick_rooms_finds_a_knee_and_times_every_delivery(tmp_path: Path) -> None:
+    done = benchmarks("run", "rooms", "--quick", "--burst", "4", "--results", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "rooms.json").read_text())
+    assert (result["parameters"]["rooms"], result["parameters"]["members"]) == (2, 10)
+    contenders = result["figures"]["contenders"]
+    assert {"C relay", "falcon_fast", "websockets"} <= contenders.keys()
+    for name, got in contenders.items():
+        assert got["cpu_us_per_delivery"]["median"] > 0, name
+        for window in got["steps"]:
+            rate, wanted = window["messages_per_second"], window["deliveries"] + window["lost"]
+            # Every member of the room is to get every message; none is sampled.
+            assert wanted == pytest.approx(rate * 0.2 * 10, abs=10), name
+            assert window["ms"]["p50"] <= window["ms"]["p99"] <= window["max_ms"] * 1.02
+    # Four messages that were due together are one read of a client, for the two that batch.
+    for name in ("C relay", "falcon_fast"):
+        assert contenders[name]["steps"][-1]["messages_per_read"] > 1.5, name
+    names = [target["name"] for target in result["targets"]]
+    assert len(names) == 2
+    assert all("websockets" in name for name in names)
+
+
+def test_quick_broadcast_of_peers_writes_the_table(tmp_path: Path) -> None:
+    done = benchmarks(
+        *("peers", "--scenario", "broadcast", "--quick"),
+        *("--peers", "websockets", "--results", str(tmp_path)),
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "peers.json").read_text())
+    (part,) = document["parts"].values()
+    assert part["rows"].keys() == {"C relay", "falcon_fast", "websockets"}
+    assert all(row["values"]["lost"] == 0 for row in part["rows"].values())
+    table = (tmp_path / "peers.md").read_text()
+    assert "| **falcon_fast** |" in table
+    assert re.search(r"\| websockets \| \S+ \(\S+ ×\)", table)
+
+
+def test_ratios_in_the_table_of_peers_are_those_of_one_run(tmp_path: Path) -> None:
+    path = tmp_path / "peers.json"
+    for own, peer, cost in ((1.0, "ws", 3.0), (2.0, "Bun", 3.0)):
+        values = {"falcon_fast": {"cpu": own}, peer: {"cpu": cost}}
+        outcome = Outcome({}, comparison=Comparison("a title", {"cpu": "µs"}, values))
+        path.write_text(json.dumps(merged(path, outcome, {})))
+    rows = json.loads(path.read_text())["parts"]["a title"]["rows"]
+    assert {name: row["beside"] for name, row in rows.items()} == {
+        "falcon_fast": {"cpu": 2.0},
+        "ws": {"cpu": 1.0},
+        "Bun": {"cpu": 2.0},
+    }
+    table = markdown(merged(path, Outcome({}), {}))
+    assert "| ws | 3 (3 ×) |" in table
+    assert "| Bun | 3 (1.5 ×) |" in table
+    assert "| **falcon_fast** | 1.5 |" in table
+
+
+def test_a_peer_that_is_not_installed_is_left_out_with_a_line(tmp_path: Path) -> None:
+    environment = {**os.environ, "PATH": str(tmp_path), "FALCON_BENCH_PEERS": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.macro.peers.centrifugo"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    answer = json.loads(done.stdout)
+    assert answer["event"] == "missing"
+    assert "peers --install" in answer["reason"]
+
+
+def test_a_peer_of_an_unknown_name_is_refused_with_the_choices() -> None:
+    done = benchmarks("run", "rooms", "--quick", "--peers", "nonesuch")
+    assert done.returncode == 2
+    assert "uWebSockets.js" in done.stderr
 
 
 def test_micro_benchmarks_run_and_check_their_results() -> None:

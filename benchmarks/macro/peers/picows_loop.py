@@ -3,12 +3,14 @@
 Echoes what it is sent (the example of picows' own README) and fans out by calling
 `transport.send` for every member and message. `--tuned` is what its reference allows for many
 quiet connections: a small read buffer, one shared logger and the event loop's own transport.
+On the path /room/N it passes a text on to all members of that room instead.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+from collections import defaultdict
 
 from benchmarks.macro import control
 from benchmarks.macro.control import LOOPS, Arguments
@@ -52,8 +54,30 @@ def main() -> None:
         def on_ws_disconnected(self, transport: WSTransport) -> None:
             members.pop(transport, None)
 
-    def listener(_request: WSUpgradeRequest) -> WSListener:
-        return Echo()
+    rooms: defaultdict[bytes, dict[WSTransport, None]] = defaultdict(dict)
+
+    class Member(Echo):
+        def __init__(self, room: bytes) -> None:
+            self._others = rooms[room]
+
+        def on_ws_connected(self, transport: WSTransport) -> None:
+            self._others[transport] = None
+            members[transport] = None
+
+        def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+            if frame.msg_type != WSMsgType.TEXT:
+                super().on_ws_frame(transport, frame)
+                return
+            payload = frame.get_payload_as_bytes()
+            for member in self._others:
+                member.send(WSMsgType.TEXT, payload)
+
+        def on_ws_disconnected(self, transport: WSTransport) -> None:
+            self._others.pop(transport, None)
+            members.pop(transport, None)
+
+    def listener(request: WSUpgradeRequest) -> WSListener:
+        return Member(request.path) if request.path.startswith(b"/room/") else Echo()
 
     def fan_out(arguments: Arguments) -> dict[str, Json]:
         payload = b"x" * arguments["bytes"]

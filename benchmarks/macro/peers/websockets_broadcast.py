@@ -2,11 +2,13 @@
 
 Compression is off, as its own advice on memory says. Keepalive pings stay as they come unless
 `--no-keepalive` asks for silence, which is what a measurement of something else needs.
+On the path /room/N it broadcasts a text to all members of that room instead.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 
 from benchmarks.macro import control
 from benchmarks.macro.control import LOOPS, Arguments
@@ -31,7 +33,20 @@ def main() -> None:
 
     members: set[ServerConnection] = set()
 
+    rooms: defaultdict[str, set[ServerConnection]] = defaultdict(set)
+
+    async def relay(connection: ServerConnection, room: set[ServerConnection]) -> None:
+        room.add(connection)
+        try:
+            async for message in connection:
+                broadcast(room, message)
+        finally:
+            room.discard(connection)
+
     async def echo(connection: ServerConnection) -> None:
+        if connection.request is not None and connection.request.path.startswith("/room/"):
+            await relay(connection, rooms[connection.request.path])
+            return
         members.add(connection)
         try:
             async for message in connection:

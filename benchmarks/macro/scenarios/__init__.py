@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from benchmarks.macro.report import Outcome
 from benchmarks.macro.run import Run
-from benchmarks.macro.scenarios import admin, density, echo, fanout, upgrades
+from benchmarks.macro.scenarios import (
+    admin,
+    broadcast,
+    density,
+    echo,
+    fanout,
+    rooms,
+    upgrades,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,5 +35,7 @@ ALL = {
         Scenario("echo", echo.QUESTION, echo.run),
         Scenario("upgrades", upgrades.QUESTION, upgrades.run),
         Scenario("admin", admin.QUESTION, admin.run),
+        Scenario("broadcast", broadcast.QUESTION, broadcast.run),
+        Scenario("rooms", rooms.QUESTION, rooms.run),
     )
 }

@@ -171,9 +171,9 @@ def run(run: Run) -> Outcome:
                 got = load.publish(text, rate=RATE, seconds=window, receivers=members)
                 if kind == LISTING:
                     with operator.at_work():
-                        latencies = got()
+                        latencies = got().deliveries
                 else:
-                    latencies = got()
+                    latencies = got().deliveries
                 used = (server.cpu_seconds() - cpu) / (time.monotonic() - began)
                 if latencies.total != latencies.wanted:
                     raise BenchmarkError(f"{latencies.total} of {latencies.wanted} deliveries came")
