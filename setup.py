@@ -22,8 +22,14 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 PACKAGE = Path("falcon_fast")
+
+NO_ZLIB = (
+    "falcon_fast cannot be built: zlib.h was not found. It is in zlib1g-dev (Debian, Ubuntu), "
+    "zlib-devel (Fedora, RHEL), zlib-dev (Alpine), or Xcode's command line tools (macOS)."
+)
 
 # What a debug build turns round, whatever the head of the .pyx says.
 DEBUG_DIRECTIVES = {
@@ -76,6 +82,17 @@ class BuildCore(build_ext):
             **({"linetrace": True} if TRACE else {}),
         }
 
+    def build_extensions(self) -> None:
+        """Make sure that zlib can be compiled against before anything else is tried."""
+        probe = Path(self.build_temp) / "zlib_probe.c"
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_text("#include <zlib.h>\nint main(void) { return zlibVersion() == 0; }\n")
+        try:
+            self.compiler.compile([str(probe)], output_dir=str(probe.parent))
+        except CompileError:
+            raise SystemExit(NO_ZLIB) from None
+        super().build_extensions()
+
     def build_extension(self, ext: Extension) -> None:
         """Build the extension, in a debug build from a copy with a changed head.
 
@@ -122,6 +139,7 @@ def core() -> Extension:
         depends=native_files(),
         include_dirs=[str(PACKAGE)],
         define_macros=macros,
+        libraries=["z"],
         undef_macros=["NDEBUG"] if DEBUG else [],
         extra_compile_args=[*(["-O1", "-g"] if DEBUG else ["-O3", "-g0"]), *SANITIZE],
         extra_link_args=SANITIZE,

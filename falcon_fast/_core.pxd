@@ -29,6 +29,7 @@ cdef struct Assembly:
     uint8_t message_opcode      # 0 while no data message is in progress
     uint32_t fragments
     uint32_t utf8
+    bint compressed             # that message; then `data` is what arrived, not yet inflated
     uint8_t *data
     size_t size
     size_t capacity
@@ -98,8 +99,15 @@ cdef struct Entry:
     int32_t next
 
 
+cdef struct Packed:
+    # What a frame of the current tick becomes in one variant; size 0 while nobody has looked.
+    uint32_t offset             # in the arena of compressed frames
+    uint32_t size
+
+
 cdef struct Mix:
-    # One distinct set of rooms with news that some member is in (see _Output._sort_members).
+    # One distinct set of rooms with news that some member is in (see _Output._sort_members). The
+    # first ones stand for the variants, and hold no room.
     uint32_t parent
     uint32_t room
     uint32_t stamp
@@ -128,6 +136,13 @@ cdef struct Counters:
     uint64_t flushes            # ticks in which something was said
     uint64_t refused            # messages over the rate
     uint64_t adopted
+    uint64_t compressions       # runs of zlib: one for each message and variant that needs it
+    uint64_t compression_in     # octets of messages handed to them
+    uint64_t compression_out    # and what was sent in their place
+    uint64_t compressed_deliveries
+    uint64_t inflations         # compressed messages from clients
+    uint64_t inflation_in
+    uint64_t inflation_out
 
 
 cdef struct Doomed:

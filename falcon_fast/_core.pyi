@@ -54,6 +54,8 @@ class Core(Generic[OwnerT]):
         message_rate: float = 0.0,
         message_burst: int = 0,
         max_rooms: int = 512,
+        deflate_min_bytes: int = 512,
+        deflate_level: int = 3,
         epoll: bool = True,
     ) -> None: ...
     @property
@@ -78,11 +80,39 @@ class Core(Generic[OwnerT]):
     def refused(self) -> int: ...
     @property
     def adopted(self) -> int: ...
+    @property
+    def deflating(self) -> int: ...
+    @property
+    def compressions(self) -> int: ...
+    @property
+    def compression_in(self) -> int: ...
+    @property
+    def compression_out(self) -> int: ...
+    @property
+    def compressed_deliveries(self) -> int: ...
+    @property
+    def inflations(self) -> int: ...
+    @property
+    def inflation_in(self) -> int: ...
+    @property
+    def inflation_out(self) -> int: ...
     def adopt_socket(
-        self, fd: int, owner: OwnerT, *, early: bytes = b"", paused: bool = False
+        self,
+        fd: int,
+        owner: OwnerT,
+        *,
+        early: bytes = b"",
+        paused: bool = False,
+        deflate: int = 0,
     ) -> int: ...
     def adopt_transport(
-        self, transport: Transport, owner: OwnerT, *, early: bytes = b"", paused: bool = False
+        self,
+        transport: Transport,
+        owner: OwnerT,
+        *,
+        early: bytes = b"",
+        paused: bool = False,
+        deflate: int = 0,
     ) -> Link: ...
     def resume(self, conn: int) -> None: ...
     def close(self, conn: int, reason: int) -> None: ...

@@ -17,6 +17,7 @@ itself and the parts above it, and nothing is overridden, so every call is a dir
     _core_queue.pxi     a connection's out-queue
     _core_state.pxi     _State: attributes, memory, slots, handles
     _core_time.pxi      _Time: the clock and the timer wheel
+    _core_deflate.pxi   _Deflate: messages compressed and inflated
     _core_output.pxi    _Output: from a message noted to octets sent or queued
     _core_rooms.pxi     _Rooms: rooms and their members
     _core_end.pxi       _End: how connections end
@@ -41,7 +42,7 @@ from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.ref cimport Py_INCREF, Py_DECREF
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, qsort, realloc
-from libc.string cimport memcpy, memmove
+from libc.string cimport memcpy, memmove, memset
 
 import asyncio
 import enum
@@ -71,6 +72,25 @@ cdef extern from "_native.h" nogil:
     void ff_unmask(uint8_t *data, size_t size, const uint8_t *key, size_t phase)
     int ff_utf8(uint32_t *state, const uint8_t *data, size_t size)
     int ff_scan_json(const uint8_t *text, size_t size, size_t max_depth, size_t max_keys)
+
+cdef extern from "_native.h" nogil:      # what <zlib.h> declares, ZLIB_CONST defined
+    ctypedef struct z_stream:
+        const uint8_t *next_in
+        uint32_t avail_in
+        uint8_t *next_out
+        uint32_t avail_out
+        int data_type
+    const int Z_OK, Z_STREAM_END, Z_BUF_ERROR, Z_MEM_ERROR
+    const int Z_SYNC_FLUSH, Z_DEFLATED, Z_DEFAULT_STRATEGY
+    const char *zlibVersion()
+    int deflateInit2(z_stream *stream, int level, int method, int bits, int memory, int strategy)
+    int deflateReset(z_stream *stream)
+    int c_deflate "deflate" (z_stream *stream, int flush)
+    int deflateEnd(z_stream *stream)
+    int inflateInit2(z_stream *stream, int bits)
+    int inflateReset(z_stream *stream)
+    int c_inflate "inflate" (z_stream *stream, int flush)
+    int inflateEnd(z_stream *stream)
 
 cdef extern from "<sys/socket.h>" nogil:
     const int SHUT_WR
@@ -105,6 +125,8 @@ cdef enum:
     TRANSPORT_HIGH = 65536      # octets an asyncio transport may hold before it is our queue's turn
     PONGS_PER_READ = 15         # pings of one read answered one by one; of the rest, only the last
     ALL = 0                     # the room every connection is in
+    PLAIN = 0                   # the variant of a connection that gets everything as it is
+    VARIANTS = 8                # PLAIN, and windows of 2**9 ... 2**15 octets; zlib knows no 2**8
 
 cdef enum:                      # Conn.state
     FREE = 0
@@ -163,6 +185,7 @@ include "_core_sets.pxi"
 include "_core_queue.pxi"
 include "_core_state.pxi"
 include "_core_time.pxi"
+include "_core_deflate.pxi"
 include "_core_output.pxi"
 include "_core_rooms.pxi"
 include "_core_end.pxi"
@@ -215,6 +238,8 @@ cdef class Core(_Input):
         message_rate: messages a second a connection may send on average; 0 for any number.
         message_burst: how many it may send at once.
         max_rooms: rooms of one connection.
+        deflate_min_bytes: a shorter message is not compressed.
+        deflate_level: zlib's, 1 (fast) to 9 (small).
         epoll: False to do without an epoll set where there could be one.
     """
 
@@ -240,12 +265,16 @@ cdef class Core(_Input):
         message_rate: float = 0.0,
         message_burst: int = 0,
         max_rooms: int = 512,
+        deflate_min_bytes: int = 512,
+        deflate_level: int = 3,
         epoll: bool = True,
     ) -> None:
         if self.conns != NULL:
             raise RuntimeError("a core is initialised once")
         if not 1 <= max_connections <= 65536:
             raise ValueError(f"max_connections must be 1 to 65536, not {max_connections}")
+        if not 1 <= deflate_level <= 9:
+            raise ValueError(f"deflate_level must be 1 to 9, not {deflate_level}")
         if len(close_table) <= CONNECTION_LOST or any(len(text) > 123 for _, text in close_table):
             raise ValueError("close_table needs all reasons, each with a text of at most 123 octets")
         self.on_message = on_message
@@ -272,6 +301,8 @@ cdef class Core(_Input):
         self.message_rate = message_rate
         self.message_burst = max(message_burst, 1)
         self.max_rooms = max_rooms
+        self.deflate_min_bytes = max(deflate_min_bytes, 1)
+        self.deflate_level = deflate_level
         self.random = int.from_bytes(os.urandom(4), "big") | 1
 
         self._allocate()
@@ -288,7 +319,13 @@ cdef class Core(_Input):
     # ------------------------------------------------------------------ connections come and go
 
     def adopt_socket(
-        self, fd: int, owner: object, *, early: bytes = b"", paused: bool = False
+        self,
+        fd: int,
+        owner: object,
+        *,
+        early: bytes = b"",
+        paused: bool = False,
+        deflate: int = 0,
     ) -> int:
         """Take over a connected, upgraded socket.
 
@@ -297,6 +334,8 @@ cdef class Core(_Input):
             owner: what callbacks are given for this connection.
             early: octets that arrived behind the opening handshake.
             paused: leave input unread until `resume`.
+            deflate: 9 to 15, the bits of the window that was agreed on for permessage-deflate
+                without context takeover; 0 for none.
 
         Returns:
             The connection's handle: generation << 16 | slot, never reused.
@@ -305,8 +344,10 @@ cdef class Core(_Input):
             ConnectionError: no free slot, or the descriptor cannot be watched.
         """
         cdef uint32_t slot
+        cdef uint8_t variant
         cdef Conn *conn
         try:
+            variant = self._variant(deflate)
             if self.poll_fd < 0:
                 raise ConnectionError("there is no epoll set to put a socket into")
             os.set_blocking(fd, False)
@@ -316,6 +357,7 @@ cdef class Core(_Input):
             raise
         conn = &self.conns[slot]
         conn.fd = fd
+        self.variant_of[slot] = variant
         if ff_epoll_ctl(self.poll_fd, EPOLL_CTL_ADD, fd, 0 if paused else EPOLLIN, self._tag(slot)):
             self._release(slot)
             raise ConnectionError("the socket cannot be watched")
@@ -330,6 +372,7 @@ cdef class Core(_Input):
         *,
         early: bytes = b"",
         paused: bool = False,
+        deflate: int = 0,
     ) -> object:
         """Take over an upgraded connection together with its asyncio transport.
 
@@ -340,7 +383,9 @@ cdef class Core(_Input):
         Raises:
             ConnectionError: no free slot.
         """
+        cdef uint8_t variant = self._variant(deflate)
         cdef uint32_t slot = self._new_slot(owner, early)
+        self.variant_of[slot] = variant
         link = Link(self, transport, self._handle(slot))
         Py_INCREF(link)
         self.conns[slot].link = <PyObject *>link
@@ -364,6 +409,7 @@ cdef class Core(_Input):
             self.random ^= self.random << 5
             conn.next_ping = <uint32_t>self.now_ms + 1 + self.random % self.ping_interval
         self.open_count += 1
+        self.deflate_count += self.variant_of[slot] != PLAIN
         self.counted.adopted += 1
         self._enter(slot, ALL)
         self._arm(slot)
@@ -798,6 +844,38 @@ cdef class Core(_Input):
     @property
     def adopted(self) -> int:
         return self.counted.adopted
+
+    @property
+    def deflating(self) -> int:
+        return self.deflate_count
+
+    @property
+    def compressions(self) -> int:
+        return self.counted.compressions
+
+    @property
+    def compression_in(self) -> int:
+        return self.counted.compression_in
+
+    @property
+    def compression_out(self) -> int:
+        return self.counted.compression_out
+
+    @property
+    def compressed_deliveries(self) -> int:
+        return self.counted.compressed_deliveries
+
+    @property
+    def inflations(self) -> int:
+        return self.counted.inflations
+
+    @property
+    def inflation_in(self) -> int:
+        return self.counted.inflation_in
+
+    @property
+    def inflation_out(self) -> int:
+        return self.counted.inflation_out
 
 
 class Link(asyncio.BufferedProtocol):

@@ -104,6 +104,7 @@ cdef class _End(_Rooms):
         conn.held = NULL
         conn.linger_until = <uint32_t>self.now_ms + LINGER_MS
         self.open_count -= 1
+        self.deflate_count -= self.variant_of[slot] != PLAIN
         self._arm(slot)
         self._read_on(slot)     # to discard what comes, and to see the peer's end
         if conn.queue_head == NULL:

@@ -83,10 +83,12 @@ cdef class _Input(_End):
         cdef int reason, pong_size = -1, pongs = 0
         cdef uint8_t pong[125]
         cdef bytes refusal = None, first_refused = None
+        cdef bint told
         self.depth += 1
         try:
             while size and conn.state == OPEN and conn.generation == generation:
                 assembly = conn.assembly
+                told = first_refused is not None
                 if assembly != NULL and assembly.in_payload:
                     take = <size_t>min(assembly.missing, <uint64_t>size)
                     self._take(slot, data, take)
@@ -105,7 +107,7 @@ cdef class _Input(_End):
                         else:
                             self._control(slot, assembly.opcode, assembly.control, assembly.arrived)
                     elif assembly.fin:
-                        refusal = self._finish(slot)
+                        refusal = self._finish(slot, told)
                     if refusal is not None:
                         refused += 1
                         first_refused = refusal if first_refused is None else first_refused
@@ -164,7 +166,9 @@ cdef class _Input(_End):
                     elif opcode >= 8:
                         self._control(slot, opcode, data, length)
                     else:
-                        refusal = self._complete(slot, opcode, data, <size_t>length)
+                        refusal = self._complete(
+                            slot, opcode, data, <size_t>length, header[0] & 0x40, told
+                        )
                         if refusal is not None:
                             refused += 1
                             first_refused = refusal if first_refused is None else first_refused
@@ -184,13 +188,14 @@ cdef class _Input(_End):
                 if opcode < 8:
                     if opcode != OP_CONTINUATION:
                         assembly.message_opcode = opcode
+                        assembly.compressed = header[0] & 0x40
                         assembly.fragments = 0
                         assembly.utf8 = 0
                     assembly.fragments += 1
                 if length == 0:
                     assembly.in_payload = False
                     if fin:
-                        refusal = self._finish(slot)
+                        refusal = self._finish(slot, told)
                         if refusal is not None:
                             refused += 1
                             first_refused = refusal if first_refused is None else first_refused
@@ -211,8 +216,14 @@ cdef class _Input(_End):
         """Judge a header by its first two octets; return a reason to close, or 0."""
         cdef uint8_t opcode = header[0] & 0x0f
         cdef bint in_message = conn.assembly != NULL and conn.assembly.message_opcode != 0
-        if header[0] & 0x70:
-            return PROTOCOL_ERROR       # reserved bits without an extension that defines them
+        if header[0] & 0x70 and (
+            # RSV1 marks the first frame of a compressed message (RFC 7692 section 6), where that was
+            # agreed on. Nothing defines the others.
+            header[0] & 0x70 != 0x40
+            or self.variant_of[conn - self.conns] == PLAIN
+            or not 0 < opcode < 8
+        ):
+            return PROTOCOL_ERROR
         if not header[1] & 0x80:
             return PROTOCOL_ERROR       # section 5.1: frames from a client are masked
         if opcode >= 8:
@@ -228,6 +239,7 @@ cdef class _Input(_End):
         """Read the length of a complete header and hold it against the limits."""
         cdef uint64_t size = header[1] & 0x7f, so_far = 0
         cdef uint32_t fragments = 1
+        cdef bint compressed = header[0] & 0x40
         cdef int i
         if size == 126:
             size = <uint64_t>header[2] << 8 | header[3]
@@ -245,7 +257,8 @@ cdef class _Input(_End):
         if header[0] & 0x0f == OP_CONTINUATION:
             so_far = conn.assembly.size
             fragments = conn.assembly.fragments + 1
-        if size > self.max_message_bytes - so_far:
+            compressed = conn.assembly.compressed
+        if size > (self._wire_limit() if compressed else self.max_message_bytes) - so_far:
             return MESSAGE_TOO_BIG
         if fragments > self.max_fragments:
             return TOO_MANY_FRAGMENTS
@@ -261,7 +274,11 @@ cdef class _Input(_End):
         if assembly.opcode >= 8:
             memcpy(assembly.control + assembly.arrived, data, size)
         else:
-            if assembly.message_opcode == OP_TEXT and ff_utf8(&assembly.utf8, data, size):
+            if (
+                assembly.message_opcode == OP_TEXT
+                and not assembly.compressed
+                and ff_utf8(&assembly.utf8, data, size)
+            ):
                 return self._close(slot, INVALID_PAYLOAD)
             if assembly.size + size > assembly.capacity:
                 # Memory follows what has arrived, never what a header promises.
@@ -310,31 +327,72 @@ cdef class _Input(_End):
     # --------------------------------------------------------------------------------- messages
 
     @cython.final
-    cdef bytes _finish(self, uint32_t slot):
+    cdef bytes _finish(self, uint32_t slot, bint told):
         """The last fragment is complete: hand the message over. Returns it when it was refused."""
         cdef Assembly *assembly = self.conns[slot].assembly
         cdef uint8_t opcode = assembly.message_opcode
+        cdef uint8_t *data = assembly.data
+        cdef size_t size = assembly.size
         cdef bytes payload
+        if assembly.compressed:
+            assembly.data = NULL
+            assembly.size = assembly.capacity = 0
+            assembly.message_opcode = 0
+            assembly.compressed = False
+            try:
+                return self._unpack(slot, opcode, data, size, told)
+            finally:
+                free(data)
         if opcode == OP_TEXT and assembly.utf8:
             self._close(slot, INVALID_PAYLOAD)
             return None
-        payload = PyBytes_FromStringAndSize(<const char *>assembly.data, assembly.size)
-        free(assembly.data)
+        payload = PyBytes_FromStringAndSize(<const char *>data, size)
+        free(data)
         assembly.data = NULL
         assembly.size = assembly.capacity = 0
         assembly.message_opcode = 0
         return self._message(slot, payload, opcode == OP_TEXT)
 
     @cython.final
-    cdef bytes _complete(self, uint32_t slot, uint8_t opcode, const uint8_t *data, size_t size):
+    cdef bytes _complete(
+        self, uint32_t slot, uint8_t opcode, const uint8_t *data, size_t size, bint compressed,
+        bint told,
+    ):
         """A message in one frame: hand it over. Returns it when it was refused."""
         cdef uint32_t utf8 = 0
+        if compressed:
+            return self._unpack(slot, opcode, data, size, told)
         if opcode == OP_TEXT and (ff_utf8(&utf8, data, size) or utf8):
             self._close(slot, INVALID_PAYLOAD)
             return None
         return self._message(
             slot, PyBytes_FromStringAndSize(<const char *>data, size), opcode == OP_TEXT
         )
+
+    @cython.final
+    cdef bytes _unpack(
+        self, uint32_t slot, uint8_t opcode, const uint8_t *data, size_t size, bint told
+    ):
+        """Inflate a message and hand it over. Returns it when it was refused."""
+        cdef bytes payload
+        cdef uint32_t utf8 = 0
+        cdef int reason
+        if told and self.message_rate > 0 and self._tokens(&self.conns[slot]) < 1000:
+            # It will be refused, and not be the one that the peer is told of: not worth the work,
+            # which could be a thousand times that of the octets that came.
+            return self._message(slot, b"", opcode == OP_TEXT)
+        reason = self._inflate(data, size)
+        if reason == 0 and opcode == OP_TEXT and (
+            ff_utf8(&utf8, self.inflated, self.inflated_size) or utf8
+        ):
+            reason = INVALID_PAYLOAD
+        if reason:
+            self._forget_inflated()
+            self._close(slot, reason)
+            return None
+        payload = PyBytes_FromStringAndSize(<const char *>self.inflated, self.inflated_size)
+        self._forget_inflated()
+        return self._message(slot, payload, opcode == OP_TEXT)
 
     @cython.final
     cdef bytes _message(self, uint32_t slot, bytes payload, bint is_text):
@@ -361,12 +419,16 @@ cdef class _Input(_End):
         return None
 
     @cython.final
-    cdef bint _spend(self, Conn *conn) noexcept:
+    cdef double _tokens(self, Conn *conn) noexcept:
         # A token bucket in thousandths of a message.
         cdef double tokens = conn.tokens + (
             <uint32_t>(<uint32_t>self.now_ms - conn.rate_at) * self.message_rate
         )
-        tokens = min(tokens, self.message_burst * 1000)
+        return min(tokens, self.message_burst * 1000)
+
+    @cython.final
+    cdef bint _spend(self, Conn *conn) noexcept:
+        cdef double tokens = self._tokens(conn)
         conn.rate_at = <uint32_t>self.now_ms
         if tokens < 1000:
             conn.tokens = <uint32_t>tokens

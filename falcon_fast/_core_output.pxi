@@ -35,7 +35,7 @@ cdef int compare_indexes(const void *left, const void *right) noexcept nogil:
     return (a > b) - (a < b)
 
 
-cdef class _Output(_Time):
+cdef class _Output(_Deflate):
     """Noting, sending and queueing of messages."""
 
     # ----------------------------------------------------------------------------------- noting
@@ -98,7 +98,6 @@ cdef class _Output(_Time):
         cdef Entry *entries
         cdef Entry *entry
         cdef uint8_t *frame
-        cdef int i
         if self.flushing:
             raise RuntimeError("nothing may be sent while messages are being sent")
         if self.arena_size and self.arena_size + needed > ARENA_LIMIT:
@@ -118,20 +117,7 @@ cdef class _Output(_Time):
             self.entries = entries
             self.entry_capacity = <uint32_t>capacity
         frame = self.arena + self.arena_size
-        frame[0] = 0x80 | opcode
-        if size < 126:
-            frame[1] = <uint8_t>size
-            needed = 2
-        elif size < 65536:
-            frame[1] = 126
-            frame[2] = <uint8_t>(size >> 8)
-            frame[3] = <uint8_t>(size & 0xff)
-            needed = 4
-        else:
-            frame[1] = 127
-            for i in range(8):
-                frame[2 + i] = <uint8_t>(<uint64_t>size >> (56 - 8 * i))
-            needed = 10
+        needed = put_header(frame, 0x80 | opcode, size)
         if size:
             memcpy(frame + needed, payload, size)
         entry = &self.entries[self.entry_count]
@@ -161,8 +147,9 @@ cdef class _Output(_Time):
     cdef int _flush_sends(self) except -1:
         """Send the tick's messages: one call per member, whatever the number of messages.
 
-        Members are sorted by the set of rooms with news that they are in (their mix). All members
-        of a mix get the same messages in the same order, so these are put in one piece once.
+        Members are sorted by their variant and the set of rooms with news that they are in (their
+        mix). All members of a mix get the same messages in the same form and order, so these are
+        put in one piece once, and compressed once if they are to be.
         """
         cdef uint32_t i, k, slot, mix
         cdef uint64_t began
@@ -173,16 +160,19 @@ cdef class _Output(_Time):
         self.flushing = True
         try:
             self._sort_members()
-            for mix in range(1, self.mix_count):
+            for mix in range(VARIANTS, self.mix_count):
                 if self.mixes[mix].count == 0:
                     continue
-                self._gather(mix, 0, 0)
+                self._gather(self.variant_of[self.sorted_slots[self.mixes[mix].start]], mix, 0, 0)
                 for k in range(self.mixes[mix].start, self.mixes[mix].start + self.mixes[mix].count):
                     self._deliver(self.sorted_slots[k])
             for i in range(self.private_count):
                 slot = self.private_slots[i]
                 if self.conns[slot].state == HELD or self.conns[slot].state == OPEN:
-                    self._gather(self.mix_of[slot], self.cursor[slot], self.own_first[slot])
+                    self._gather(
+                        self.variant_of[slot], self.mix_of[slot], self.cursor[slot],
+                        self.own_first[slot],
+                    )
                     self._deliver(slot)
         except BaseException:
             for slot in range(self.fresh_slot):
@@ -204,7 +194,8 @@ cdef class _Output(_Time):
         cdef uint16_t *slots
         self.mix_count = 0
         self.stamp = 0          # all mixes are new: a stamp that wrapped around would meet theirs
-        self._new_mix(0, 0)     # mix 0: no news
+        for i in range(<uint32_t>VARIANTS):
+            self._new_mix(0, 0)     # no news yet
         for i in range(self.dirty_count):
             room = &self.rooms[self.dirty[i]]
             self.stamp += 1
@@ -215,6 +206,7 @@ cdef class _Output(_Time):
                         slot = (word << 6) + <uint32_t>__builtin_ctzll(left)
                         left &= left - 1
                         if self.mix_of[slot] == 0:
+                            self.mix_of[slot] = self.variant_of[slot]
                             self.touched[touched] = <uint16_t>slot
                             touched += 1
                         self._remix(slot, self.dirty[i])
@@ -223,6 +215,7 @@ cdef class _Output(_Time):
                 for k in range(room.count):
                     slot = slots[k]
                     if self.mix_of[slot] == 0:
+                        self.mix_of[slot] = self.variant_of[slot]
                         self.touched[touched] = <uint16_t>slot
                         touched += 1
                     self._remix(slot, self.dirty[i])
@@ -231,7 +224,7 @@ cdef class _Output(_Time):
             slot = self.touched[i]
             if not self.conns[slot].flags & PRIVATE:
                 self.mixes[self.mix_of[slot]].count += 1
-        for mix in range(1, self.mix_count):
+        for mix in range(VARIANTS, self.mix_count):
             self.mixes[mix].start = start
             start += self.mixes[mix].count
             self.mixes[mix].count = 0
@@ -293,24 +286,34 @@ cdef class _Output(_Time):
         return 0
 
     @cython.final
-    cdef int _gather(self, uint32_t mix, uint32_t since, int32_t own) except -1:
+    cdef int _gather(self, uint32_t variant, uint32_t mix, uint32_t since, int32_t own) except -1:
         """Put together what members of a mix get, from entry `since` on, with own entries mixed in."""
         cdef uint32_t sources = 0
         self.index_count = 0
-        while mix:
+        while mix >= VARIANTS:
             self._index(self.rooms[self.mixes[mix].room].first_entry, since)
             mix = self.mixes[mix].parent
             sources += 1
         if own:
             self._index(own - 1, 0)
             sources += 1
-        return self._join_up(sources)
+        return self._join_up(variant, sources)
 
     @cython.final
-    cdef int _join_up(self, uint32_t sources) except -1:
+    cdef inline const uint8_t *_piece(self, uint32_t variant, uint32_t index, size_t *size) noexcept:
+        """Find a frame of the tick in the form that it has in a variant."""
+        if variant != PLAIN and self.packed[variant][index].offset != <uint32_t>AS_IT_IS:
+            size[0] = self.packed[variant][index].size
+            return self.packed_arena + self.packed[variant][index].offset
+        size[0] = self.entries[index].size
+        return self.arena + self.entries[index].offset
+
+    @cython.final
+    cdef int _join_up(self, uint32_t variant, uint32_t sources) except -1:
         cdef uint32_t i
-        cdef size_t size = 0, capacity
-        cdef Entry *entry
+        cdef size_t size = 0, piece_size = 0, capacity
+        cdef const uint8_t *first = NULL
+        cdef const uint8_t *piece
         cdef uint8_t *scratch
         cdef bint in_one_piece = True
         if self.out_block != NULL:
@@ -318,20 +321,28 @@ cdef class _Output(_Time):
             self.out_block = NULL
         self.out_bytes = None
         self.out_messages = self.index_count
+        self.out_packed = 0
         self.out_size = 0
         if self.index_count == 0:
             return 0
         if sources > 1:
             qsort(self.indexes, self.index_count, sizeof(uint32_t), compare_indexes)
+        if variant != PLAIN:
+            self._ready_packed(variant)
+            for i in range(self.index_count):
+                self._pack(variant, self.indexes[i])
+                self.out_packed += (
+                    self.packed[variant][self.indexes[i]].offset != <uint32_t>AS_IT_IS
+                )
         for i in range(self.index_count):
-            entry = &self.entries[self.indexes[i]]
-            in_one_piece = in_one_piece and (
-                i == 0 or entry.offset == self.entries[self.indexes[0]].offset + size
-            )
-            size += entry.size
+            piece = self._piece(variant, self.indexes[i], &piece_size)
+            if i == 0:
+                first = piece
+            in_one_piece = in_one_piece and piece == first + size
+            size += piece_size
         self.out_size = size
         if in_one_piece:
-            self.out = self.arena + self.entries[self.indexes[0]].offset
+            self.out = first
             return 0
         if size > self.scratch_capacity:
             capacity = max(size, self.scratch_capacity * 2)
@@ -342,9 +353,9 @@ cdef class _Output(_Time):
             self.scratch_capacity = capacity
         size = 0
         for i in range(self.index_count):
-            entry = &self.entries[self.indexes[i]]
-            memcpy(self.scratch + size, self.arena + entry.offset, entry.size)
-            size += entry.size
+            piece = self._piece(variant, self.indexes[i], &piece_size)
+            memcpy(self.scratch + size, piece, piece_size)
+            size += piece_size
         self.out = self.scratch
         return 0
 
@@ -364,6 +375,7 @@ cdef class _Output(_Time):
         self.private_count = 0
         self.entry_count = 0
         self.arena_size = 0
+        self._forget_packed()
         if self.out_block != NULL:
             block_release(self.out_block)
             self.out_block = NULL
@@ -405,7 +417,7 @@ cdef class _Output(_Time):
         if self.own_first[slot]:
             self._index(self.own_first[slot] - 1, 0)
             sources += 1
-        self._join_up(sources)
+        self._join_up(self.variant_of[slot], sources)
         self._deliver(slot)
         self._forget_own(slot)
         return 0
@@ -416,6 +428,7 @@ cdef class _Output(_Time):
         cdef ssize_t sent = 0
         if self.out_size == 0 or conn.flags & DOOMED_FLAG:
             return 0
+        self.counted.compressed_deliveries += self.out_packed
         if conn.queue_head == NULL and conn.fd >= 0:
             sent = ff_send(conn.fd, self.out, self.out_size)
             self.counted.sends += 1
@@ -464,6 +477,7 @@ cdef class _Output(_Time):
         self.out = data
         self.out_size = size
         self.out_messages = messages
+        self.out_packed = 0
         try:
             self._deliver(slot)
         finally:

@@ -26,6 +26,8 @@ cdef class _State:
         uint32_t max_rooms, write_timeout, ping_interval, ping_timeout
         uint64_t max_message_bytes
         double message_rate, message_burst
+        uint32_t deflate_min_bytes
+        int deflate_level
 
         Conn *conns
         uint32_t *free_slots
@@ -34,6 +36,8 @@ cdef class _State:
         uint32_t *dead_slots
         uint32_t dead_count
         uint32_t open_count     # connections that are held or open
+        uint32_t deflate_count  # of these, the ones that agreed on permessage-deflate
+        uint8_t *variant_of     # PLAIN, or the bits of a window less 8, by slot
 
         Room *rooms
         uint32_t room_capacity, room_used
@@ -70,8 +74,19 @@ cdef class _State:
         const uint8_t *out
         size_t out_size
         uint32_t out_messages
+        uint32_t out_packed     # of these, the ones that are compressed
         Block *out_block
         object out_bytes
+
+        z_stream *deflaters[VARIANTS]
+        Packed *packed[VARIANTS]    # what the tick's entries are in each variant
+        uint32_t packed_count[VARIANTS]
+        uint32_t packed_capacity[VARIANTS]
+        uint8_t *packed_arena
+        size_t packed_size, packed_arena_capacity
+        z_stream *inflater
+        uint8_t *inflated       # one message at a time
+        size_t inflated_size, inflated_capacity
 
         Doomed *doomed
         uint32_t doomed_count, doomed_capacity
@@ -97,6 +112,7 @@ cdef class _State:
         self.own_last = <int32_t *>calloc(self.max_connections, sizeof(int32_t))
         self.cursor = <uint32_t *>calloc(self.max_connections, sizeof(uint32_t))
         self.mix_of = <uint32_t *>calloc(self.max_connections, sizeof(uint32_t))
+        self.variant_of = <uint8_t *>calloc(self.max_connections, sizeof(uint8_t))
         self.touched = <uint16_t *>calloc(self.max_connections, sizeof(uint16_t))
         self.sorted_slots = <uint16_t *>calloc(self.max_connections, sizeof(uint16_t))
         self.read_buffer = <uint8_t *>malloc(READ_SIZE)
@@ -104,7 +120,7 @@ cdef class _State:
             self.conns == NULL or self.free_slots == NULL or self.dead_slots == NULL
             or self.private_slots == NULL or self.own_first == NULL or self.own_last == NULL
             or self.cursor == NULL or self.mix_of == NULL or self.touched == NULL
-            or self.sorted_slots == NULL or self.read_buffer == NULL
+            or self.variant_of == NULL or self.sorted_slots == NULL or self.read_buffer == NULL
         ):
             raise MemoryError(f"no memory for {self.max_connections} connection slots")
         for i in range(<uint32_t>BUCKETS):
@@ -128,6 +144,7 @@ cdef class _State:
         free(self.own_last)
         free(self.cursor)
         free(self.mix_of)
+        free(self.variant_of)
         free(self.touched)
         free(self.sorted_slots)
         free(self.read_buffer)

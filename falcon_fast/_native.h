@@ -11,6 +11,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#define ZLIB_CONST
+#include <zlib.h>
+
 #ifdef __linux__
 #include <sys/epoll.h>
 #define FF_HAVE_EPOLL 1

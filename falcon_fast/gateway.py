@@ -184,6 +184,8 @@ class Gateway:
             message_rate=settings.message_rate,
             message_burst=settings.message_burst,
             max_rooms=settings.max_rooms,
+            deflate_min_bytes=settings.compression_min_bytes,
+            deflate_level=settings.compression_level,
             epoll=epoll,
         )
         self.rooms: Rooms[Session] = Rooms(
@@ -387,7 +389,9 @@ class Gateway:
             transport.abort()  # its 101 left in the loop's turn in which the server ended
             return
         try:
-            session.conn = adopt(self.core, transport, session, early=early, paused=True)
+            session.conn = adopt(
+                self.core, transport, session, early=early, paused=True, deflate=accept.deflate
+            )
         except OSError:
             log.warning("no room for another connection")
             transport.abort()
@@ -985,4 +989,5 @@ def policy_of(settings: Settings) -> Policy:
         allow_any_origin="*" in settings.allowed_origins,
         trusted_proxies=tuple(ip_network(proxy) for proxy in settings.trusted_proxies),
         max_head_bytes=settings.max_head_bytes,
+        compression=settings.compression,
     )

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final, Literal
 
+from falcon_fast.deflate import Deflate, agree
 from falcon_fast.errors import AuthError
 from falcon_fast.head import HeadLimits, Refuse, Request, has_valid_host, parse_head
 from falcon_fast.identity import Identity
@@ -55,6 +56,7 @@ __all__ = [
     "cookie_values",
     "decide",
     "draining",
+    "extension",
     "full",
     "no_keys",
     "parse_head",
@@ -105,6 +107,7 @@ class Policy(HeadLimits):
             no default port), compared byte for byte.
         allow_any_origin: ``*`` was listed; never together with ``cookie_auth``.
         trusted_proxies: Networks whose X-Forwarded-For is believed.
+        compression: Whether permessage-deflate is agreed on with clients that offer it.
 
     Raises:
         ValueError: ``allow_any_origin`` together with ``cookie_auth``: any web page could then
@@ -117,6 +120,7 @@ class Policy(HeadLimits):
     allowed_origins: frozenset[str] = frozenset()
     allow_any_origin: bool = False
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    compression: bool = True
 
     def __post_init__(self) -> None:
         if self.allow_any_origin and self.cookie_auth:
@@ -132,12 +136,14 @@ class Accept:
         key: The client's Sec-WebSocket-Key: canonical base64 of 16 bytes.
         subprotocol: :data:`SUBPROTOCOL` if the client offered it, else None.
         remote_address: Where the client is, see :func:`client_address`.
+        deflate: What was agreed on for compression, or None.
     """
 
     identity: Identity
     key: str
     subprotocol: str | None
     remote_address: str
+    deflate: Deflate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +274,13 @@ def decide(
     if isinstance(agreed, Refuse):
         return agreed
     key, subprotocol = agreed
-    return Accept(identity, key, subprotocol, client_address(request, peer_ip, policy))
+    return Accept(
+        identity,
+        key,
+        subprotocol,
+        client_address(request, peer_ip, policy),
+        extension(request, policy),
+    )
 
 
 def authenticate(
@@ -308,8 +320,8 @@ def upgrade(request: Request) -> tuple[str, str | None] | Refuse:
     """Check the handshake headers.
 
     RFC 6455 section 4.2.1: a server that finds "any violations of the ABNF grammar specified for
-    the components of the handshake" must stop and answer with an error. Extensions are not read
-    at all: passing over an offer is always right.
+    the components of the handshake" must stop and answer with an error. Extensions are left to
+    :func:`extension`: passing over an offer is always right.
 
     Returns:
         The key and the agreed subprotocol; or 400; or 426 for any version but 13.
@@ -333,6 +345,14 @@ def upgrade(request: Request) -> tuple[str, str | None] | Refuse:
     if _TOKENS.fullmatch("".join(offers)) is None:
         return BAD_SUBPROTOCOL
     return keys[0], SUBPROTOCOL if SUBPROTOCOL in offers else None
+
+
+def extension(request: Request, policy: Policy) -> Deflate | None:
+    """Agree on permessage-deflate, or on no extension: nothing offered can be a violation."""
+    if not policy.compression:
+        return None
+    offers = request.get_all("sec-websocket-extensions")
+    return agree(offers) if offers else None
 
 
 def client_address(request: Request, peer_ip: str, policy: Policy) -> str:

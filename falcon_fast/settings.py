@@ -137,6 +137,9 @@ class Settings:
     ping_interval: float = 30.0
     ping_timeout: float = 60.0
     drain_timeout: float = 30.0
+    compression: bool = True
+    compression_min_bytes: int = 512
+    compression_level: int = 3
     log_format: Literal["auto", "json", "console"] = "auto"
     max_head_bytes: int = 16_384
     handshake_timeout: float = 5.0
@@ -1037,6 +1040,25 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         unit=_SECONDS,
         crossing="1012",
         meaning="How long a stopping node takes to close its connections.",
+    ),
+    Setting(
+        name="FALCON_COMPRESSION",
+        field="compression",
+        kind=_flag(),
+        meaning="Whether permessage-deflate is agreed on with clients that offer it.",
+    ),
+    Setting(
+        name="FALCON_COMPRESSION_MIN_BYTES",
+        field="compression_min_bytes",
+        kind=_integer(1, 16_777_216),
+        unit=_BYTES,
+        meaning="A shorter message is sent as it is.",
+    ),
+    Setting(
+        name="FALCON_COMPRESSION_LEVEL",
+        field="compression_level",
+        kind=_integer(1, 9),
+        meaning="How hard zlib tries: 1 is fast, 9 is small.",
     ),
     Setting(
         name="FALCON_LOG_FORMAT",

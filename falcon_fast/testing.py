@@ -26,6 +26,7 @@ from falcon_fast.handshake import (
     Refuse,
     Request,
     client_address,
+    extension,
     upgrade,
 )
 from falcon_fast.identity import Identity
@@ -57,6 +58,8 @@ class EchoServer:
         ping_interval: seconds; 0 sends no pings.
         epoll: False to serve all connections through their asyncio transports.
         tls: a certificate, or None.
+        compression: False to pass over offers of permessage-deflate.
+        compression_min_bytes: a shorter message is not compressed.
     """
 
     def __init__(
@@ -68,9 +71,13 @@ class EchoServer:
         ping_interval: float = 0.0,
         epoll: bool = True,
         tls: ssl.SSLContext | None = None,
+        compression: bool = True,
+        compression_min_bytes: int = 512,
     ) -> None:
         loop = asyncio.get_running_loop()
-        self.policy = Policy(path=path, cookie_auth=False, allow_any_origin=True)
+        self.policy = Policy(
+            path=path, cookie_auth=False, allow_any_origin=True, compression=compression
+        )
         self.handshake_timeout = 5.0
         self.waiting = 0
         self.max_waiting = 65_536
@@ -89,6 +96,7 @@ class EchoServer:
             max_queue_messages=65_536,
             ping_interval=ping_interval,
             ping_timeout=2 * ping_interval,
+            deflate_min_bytes=compression_min_bytes,
             epoll=epoll,
         )
         self._driver = CoreDriver(self.core, loop)
@@ -118,7 +126,8 @@ class EchoServer:
         if isinstance(agreed, Refuse):
             return agreed
         key, subprotocol = agreed
-        return Accept(ANYBODY, key, subprotocol, client_address(request, peer_ip, self.policy))
+        address = client_address(request, peer_ip, self.policy)
+        return Accept(ANYBODY, key, subprotocol, address, extension(request, self.policy))
 
     def answer(self, endpoint: Endpoint) -> bytes:
         """See `upgrade.Door`."""
@@ -132,7 +141,9 @@ class EchoServer:
         client = _Client()
         try:
             # Held until its handle is known: an early message would be echoed to nobody.
-            client.conn = adopt(self.core, transport, client, early=early, paused=True)
+            client.conn = adopt(
+                self.core, transport, client, early=early, paused=True, deflate=accept.deflate
+            )
         except OSError:
             transport.abort()
             return
@@ -148,6 +159,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
         max_fragments=arguments.max_fragments,
         ping_interval=arguments.ping_interval,
         epoll=not arguments.no_epoll,
+        compression=not arguments.no_compression,
+        compression_min_bytes=arguments.compression_min_bytes,
     )
     port = await server.start(host=arguments.host, port=arguments.port)
     print(f"echo server on ws://{arguments.host}:{port}/", flush=True)
@@ -168,6 +181,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-fragments", type=int, default=128, metavar="N")
     parser.add_argument("--ping-interval", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--no-epoll", action="store_true", help="keep the asyncio transports")
+    parser.add_argument("--no-compression", action="store_true", help="agree on no extension")
+    parser.add_argument("--compression-min-bytes", type=int, default=512, metavar="N")
     parser.add_argument("--uvloop", action="store_true", help="run on uvloop")
     arguments = parser.parse_args(argv)
     factory = None

@@ -25,6 +25,7 @@ from picows import WSListener, WSTransport, WSUpgradeResponse, WSUpgradeResponse
 from picows.picows import WSAutoPingStrategy, WSProtocol  # type: ignore[attr-defined]
 
 from falcon_fast._core import Core
+from falcon_fast.deflate import Deflate
 from falcon_fast.handshake import (
     INTERNAL_ERROR,
     Accept,
@@ -141,14 +142,15 @@ class _Listener(WSListener):
 _QUIET: Final = _Quiet()
 
 
-def switching(key: str, subprotocol: str | None) -> bytes:
+def switching(key: str, subprotocol: str | None, extension: str | None = None) -> bytes:
     """Return the 101 for a client's key.
 
     Args:
         key: the Sec-WebSocket-Key, checked.
         subprotocol: the one that was agreed on, or None.
+        extension: the value of Sec-WebSocket-Extensions, or None.
     """
-    before, behind = _pattern(subprotocol)
+    before, behind = _pattern(subprotocol, extension)
     return before + _accept_value(key) + behind
 
 
@@ -158,15 +160,19 @@ def _accept_value(key: str) -> bytes:
     return binascii.b2a_base64(digest, newline=False)
 
 
-@functools.lru_cache(maxsize=8)
-def _pattern(subprotocol: str | None) -> tuple[bytes, bytes]:
+@functools.lru_cache(maxsize=32)  # our subprotocol or none, our answers to offers or none
+def _pattern(subprotocol: str | None, extension: str | None) -> tuple[bytes, bytes]:
     """Have picows answer the sample key, and cut its answer where the accept value stands.
 
     Its protocol object, made for each connection, would be a third of what an upgrade costs.
     """
-    headers = {"Sec-WebSocket-Protocol": subprotocol} if subprotocol else None
+    headers: dict[str, str] = {}
+    if subprotocol is not None:
+        headers["Sec-WebSocket-Protocol"] = subprotocol
+    if extension is not None:
+        headers["Sec-WebSocket-Extensions"] = extension
     listener = _Listener()
-    response = WSUpgradeResponse.create_101_response(headers)
+    response = WSUpgradeResponse.create_101_response(headers or None)
     answerer = WSProtocol(
         None,  # host and port: a client's
         None,  # path: a client's
@@ -313,7 +319,8 @@ class HeadReader(asyncio.BufferedProtocol):
             transport.close()
 
     def _upgrade(self, accept: Accept, transport: asyncio.Transport) -> None:
-        transport.write(switching(accept.key, accept.subprotocol))
+        extension = None if accept.deflate is None else accept.deflate.answer
+        transport.write(switching(accept.key, accept.subprotocol, extension))
         self._accept = accept
         if transport.get_write_buffer_size():
             # uvloop writes at the end of the loop's turn.
@@ -354,6 +361,7 @@ def adopt(
     *,
     early: bytes,
     paused: bool = False,
+    deflate: Deflate | None = None,
 ) -> int:
     """Give an upgraded connection to the core.
 
@@ -367,6 +375,7 @@ def adopt(
         owner: what the core's callbacks get for it.
         early: octets that arrived behind the head.
         paused: whether its input waits for `Core.resume`.
+        deflate: what was agreed on for compression.
 
     Returns:
         The connection's handle.
@@ -374,13 +383,14 @@ def adopt(
     Raises:
         ConnectionError: the core has no slot left; the transport is as it was.
     """
+    window = 0 if deflate is None else deflate.window
     is_plain = transport.get_extra_info("ssl_object") is None
     if is_plain and core.epoll_fd >= 0 and not transport.get_write_buffer_size():
         fd = os.dup(transport.get_extra_info("socket").fileno())
-        conn = core.adopt_socket(fd, owner, early=early, paused=paused)
+        conn = core.adopt_socket(fd, owner, early=early, paused=paused, deflate=window)
         transport.abort()
         return conn
-    link = core.adopt_transport(transport, owner, early=early, paused=paused)
+    link = core.adopt_transport(transport, owner, early=early, paused=paused, deflate=window)
     transport.set_protocol(link)
     return link.handle
 

@@ -6,6 +6,7 @@ from typing import Final
 
 from hypothesis import strategies as st
 
+from ..support.deflate import deflated, deflated_final
 from ..support.frames import (
     BINARY,
     CONTINUATION,
@@ -86,3 +87,40 @@ frames = st.one_of(
 
 # At most 15 pings: of more in one read not every one is answered.
 streams = st.lists(frames, max_size=6).map(b"".join)
+
+BLOCKS: Final = (
+    b"",
+    b"\x00",  # the rest of an empty stored block
+    b"\x00\x00\x00\xff\xff",  # a whole one
+    b"\x01\x00\x00\xff\xff",  # one that says it is the last
+    b"\x03\x00",  # an empty last block with fixed codes
+    b"\x00\x00\xff\xff",
+    b"\x00\x05\x00\xfa\xffhello",
+    b"\x00\x05\x00\xfa\xfehello",  # lengths that do not match
+    deflated(b"hello" * 9),
+    deflated_final(b"hello" * 9),
+    deflated(b"x" * 5_000),
+)
+"""Pieces that compressed messages are made of, right and wrong."""
+
+
+@st.composite
+def compressed(draw: st.DrawFn) -> bytes:
+    """Draw a compressed message in one frame or several, mostly a legal one."""
+    opcode = draw(st.sampled_from([TEXT, BINARY]))
+    content = draw(st.text(max_size=60)).encode() * draw(st.sampled_from([1, 1, 4]))
+    data = draw(st.sampled_from([deflated, deflated, deflated_final]))(content)
+    if draw(st.integers(0, 9)) == 0:
+        data = draw(st.lists(st.sampled_from(BLOCKS), max_size=4).map(b"".join))
+    place = draw(st.one_of(st.none(), st.integers(0, len(data))))
+    if place is None:
+        return client_frame(opcode, data, rsv=4)
+    rsv = draw(st.sampled_from([0] * 9 + [4]))
+    return (
+        client_frame(opcode, data[:place], fin=False, rsv=4)
+        + draw(st.sampled_from([b"", ping(b"between")]))
+        + client_frame(CONTINUATION, data[place:], rsv=rsv)
+    )
+
+
+deflate_streams = st.lists(st.one_of(compressed(), compressed(), frames), max_size=6).map(b"".join)

@@ -20,8 +20,12 @@ from falcon_fast.codes import CloseReason
 
 from ..support import FUZZ_EXAMPLES
 from ..support.core import CoreFactory, Event, Message, Peer, Rig, by_owner
+from ..support.deflate import deflated, deflated_final, packed_binary, packed_text, plain
 from ..support.frames import (
+    BINARY,
     PING,
+    TEXT,
+    ServerFrame,
     binary,
     client_frame,
     close,
@@ -34,7 +38,7 @@ from ..support.frames import (
 )
 from ..support.transport import FakeTransport
 from .conftest import NATIVE, TWIN
-from .strategies import streams
+from .strategies import BLOCKS, deflate_streams, streams
 
 T = TypeVar("T")
 
@@ -51,14 +55,18 @@ SMALL: Final[dict[str, float]] = {
     "message_rate": 4.0,
     "message_burst": 8,
     "max_rooms": 3,
+    "deflate_min_bytes": 40,
 }
 """Limits so small that random doings cross them."""
 
 
-def outcome(make: CoreFactory, reads: list[bytes], *, turns: bool) -> tuple[list[Event], bytes]:
+def outcome(
+    make: CoreFactory, reads: list[bytes], *, turns: bool, deflate: int = 0
+) -> tuple[list[Event], bytes]:
     """Feed an echoing connection and return what was called back and what was written."""
-    rig = Rig(make, {"max_message_bytes": 400, "max_fragments": 6, "max_connections": 1})
-    peer = rig.connect()
+    limits = {"max_message_bytes": 400, "max_fragments": 6, "max_connections": 1}
+    rig = Rig(make, {**limits, "deflate_min_bytes": 10})
+    peer = rig.connect(deflate=deflate)
 
     def echo(event: Event) -> None:
         if isinstance(event, Message):
@@ -84,6 +92,33 @@ def test_f11_the_cuts_make_no_difference(stream: bytes, places: list[int]) -> No
     server_frames(written)
 
 
+@settings(max_examples=FUZZ_EXAMPLES or 150, deadline=None)
+@given(stream=deflate_streams, places=st.lists(st.integers(0, 800), max_size=12))
+def test_compressed_messages_are_judged_alike(stream: bytes, places: list[int]) -> None:
+    events, written = outcome(NATIVE, [stream], turns=False, deflate=15)
+    for window in (15, 9):
+        for make in (NATIVE, TWIN):
+            got = outcome(make, cut(stream, places), turns=True, deflate=window)
+            assert got[0] == events
+            assert forms(got[1], window) == forms(written, 15)
+
+
+def forms(stream: bytes, window: int) -> list[ServerFrame]:
+    """Return the frames of a stream as they were before compression."""
+    return [plain(frame, window=window) for frame in server_frames(stream)]
+
+
+@settings(max_examples=FUZZ_EXAMPLES or 300, deadline=None)
+@given(data=st.binary(max_size=60), head=st.sampled_from(BLOCKS), tail=st.sampled_from(BLOCKS))
+def test_d05_junk_in_a_compressed_message_is_judged_alike(
+    data: bytes, head: bytes, tail: bytes
+) -> None:
+    frame = client_frame(BINARY, head + data + tail, rsv=4)
+    native = outcome(NATIVE, [frame], turns=True, deflate=15)
+    twin = outcome(TWIN, [frame], turns=True, deflate=15)
+    assert native[0] == twin[0]
+
+
 @settings(max_examples=FUZZ_EXAMPLES or 25, deadline=None)
 @given(stream=streams)
 def test_f20_every_cut_in_two_makes_no_difference(stream: bytes) -> None:
@@ -100,6 +135,12 @@ def test_junk_is_judged_alike(junk: bytes, places: list[int]) -> None:
     assert outcome(NATIVE, reads, turns=True) == outcome(TWIN, reads, turns=True)
 
 
+COUNTERS: Final = (
+    *("count", "frames_in", "messages_in", "bytes_in", "deliveries", "refused", "deflating"),
+    *("compressions", "compression_in", "compression_out", "compressed_deliveries"),
+    *("inflations", "inflation_in", "inflation_out"),
+)
+
 PIECES: Final = [
     *[text(word) for word in ("hello", "", "echo", "all", "out", "in") * 3],
     *[text(word) for word in ("bye", "gone", "boom")],
@@ -113,6 +154,17 @@ PIECES: Final = [
     ping(b""),
     ping(b"p") * 20,
     text("flood") * 12,
+    *[packed_text(word) for word in ("packed", "echo", "all")],
+    packed_text("echo" * 40),
+    packed_text("flood, and packed") * 12,
+    packed_text("z" * 150),
+    packed_text("z" * 151),
+    packed_binary(bytes(range(150))),
+    client_frame(BINARY, deflated_final(b"the last block"), rsv=4),
+    client_frame(TEXT, deflated(b"half of" + b"it")[:5], fin=False, rsv=4),
+    client_frame(TEXT, b"", rsv=4),
+    client_frame(TEXT, deflated(b"\xff"), rsv=4),
+    client_frame(TEXT, b"\xff\xff", rsv=4),
     close(1000, b"bye"),
     close(),
     close(1006),
@@ -151,6 +203,8 @@ class CoreAndTwin(RuleBasedStateMachine):
             rooms = [numbers[index] for numbers in self.rooms.values()]
             if event.payload == b"echo":
                 core.send(handle, b"echo of " + owner.encode())
+            elif event.payload == b"echo" * 40:
+                core.send(handle, event.payload)
             elif event.payload == b"all":
                 core.broadcast(b"from " + owner.encode())
                 for room in rooms:
@@ -194,7 +248,7 @@ class CoreAndTwin(RuleBasedStateMachine):
         self.open_room()
         self.open_room()
         for high in highs:
-            self._adopt(high=high, stalled=high != 65536)
+            self._adopt(high=high, stalled=high != 65536, deflate=15)
             for index, side in enumerate(self.peers[str(self.born)]):
                 for room in self.rooms.values():
                     self.rigs[index].core.join(side.handle, room[index])
@@ -206,9 +260,14 @@ class CoreAndTwin(RuleBasedStateMachine):
         high=st.sampled_from([0, 20, 65536]),
         eof=st.booleans(),
         stalled=st.booleans(),
+        deflate=st.sampled_from([0, 0, 15, 9]),
     )
-    def adopt(self, paused: bool, early: bytes, high: int, eof: bool, stalled: bool) -> None:
-        self._adopt(paused=paused, early=early, high=high, eof=eof, stalled=stalled)
+    def adopt(
+        self, paused: bool, early: bytes, high: int, eof: bool, stalled: bool, deflate: int
+    ) -> None:
+        self._adopt(
+            paused=paused, early=early, high=high, eof=eof, stalled=stalled, deflate=deflate
+        )
 
     def _adopt(
         self,
@@ -218,6 +277,7 @@ class CoreAndTwin(RuleBasedStateMachine):
         high: int,
         eof: bool = True,
         stalled: bool,
+        deflate: int = 0,
     ) -> None:
         self.born += 1
         owner = str(self.born)
@@ -226,7 +286,9 @@ class CoreAndTwin(RuleBasedStateMachine):
         def connect(index: int) -> bool:
             transport = FakeTransport(high=high, eof=eof)
             rig = self.rigs[index]
-            made.append(rig.connect(owner, early=early, paused=paused, transport=transport))
+            made.append(
+                rig.connect(owner, early=early, paused=paused, deflate=deflate, transport=transport)
+            )
             return True
 
         if self.both(connect) is True:
@@ -381,7 +443,7 @@ class CoreAndTwin(RuleBasedStateMachine):
         assert by_owner(native.events) == by_owner(twin.events)
         for rig in self.rigs:
             rig.events.clear()
-        for name in ("count", "frames_in", "messages_in", "bytes_in", "deliveries", "refused"):
+        for name in COUNTERS:
             assert getattr(native.core, name) == getattr(twin.core, name), name
         assert native.core.queue_totals() == twin.core.queue_totals()
         assert bool(native.scheduled) == bool(twin.scheduled)

@@ -69,14 +69,20 @@ def refused(server: ServerProcess, head: bytes) -> bytes:
     return wire.read_until_closed()
 
 
+DEFLATE = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+"""What browsers are answered, all of which leave the window to the server."""
+
+
 def head(server: ServerProcess, user: str = "h", *lines: str) -> bytes:
     """Return a good opening handshake."""
     return request(*lines, token=server.token(user))
 
 
-def admitted(wire: Wire, subprotocol: str | None = None, key: str = KEY) -> Client:
+def admitted(
+    wire: Wire, subprotocol: str | None = None, key: str = KEY, extension: str | None = None
+) -> Client:
     """Read the 101 and what follows it."""
-    assert wire.read_head() == switching(key, subprotocol)
+    assert wire.read_head() == switching(key, subprotocol, extension)
     client = Client(wire)
     client.enter()
     return client
@@ -92,7 +98,8 @@ def test_h01_browser_head_is_answered_to_the_octet(server: ServerProcess, browse
     wire.send(sent)
     offered = b"Sec-WebSocket-Protocol" in sent
     key = heads.field(sent, b"Sec-WebSocket-Key")
-    client = admitted(wire, "falcon.v1" if offered else None, key)
+    compressed = DEFLATE if b"permessage-deflate" in sent else None
+    client = admitted(wire, "falcon.v1" if offered else None, key, compressed)
     assert client.rooms == [f"user:{browser}"]
 
 

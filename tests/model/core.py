@@ -16,6 +16,7 @@ import asyncio
 import enum
 import os
 import random
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
@@ -39,6 +40,10 @@ REFUSING_LIMIT_MS: Final = 10_000
 PONGS_PER_READ: Final = 15
 """Pings of one read that are answered one by one; of those that follow, only the last is."""
 READ_BYTES: Final = 65_536
+MEMORY_LEVEL: Final = 5
+"""Of zlib."""
+EMPTY_BLOCK: Final = b"\x00\x00\xff\xff"
+"""RFC 7692 section 7.2.1: what ends a compressed message and is not sent."""
 
 
 class Verdict(enum.IntEnum):
@@ -66,6 +71,7 @@ class Head:
     fin: bool
     size: int
     mask: bytes
+    compressed: bool
 
 
 @dataclass(slots=True)
@@ -73,8 +79,18 @@ class Partial:
     """A data message of which the last fragment has not arrived."""
 
     opcode: int
+    compressed: bool = False
     fragments: int = 0
     data: bytes = b""
+
+
+@dataclass(slots=True, eq=False)
+class Noted:
+    """A frame to be sent, and what it was compressed to for the windows that were asked for."""
+
+    opcode: int
+    payload: bytes
+    packed: dict[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -90,6 +106,7 @@ class Connection(Generic[OwnerT]):
     next_ping: int
     rate_at: int
     tokens: float
+    window: int
     state: State = State.HELD
     rooms: list[int] = field(default_factory=list)
     reading: bool = True
@@ -99,7 +116,7 @@ class Connection(Generic[OwnerT]):
     input: bytes = b""
     head: Head | None = None
     message: Partial | None = None
-    noted: list[bytes] = field(default_factory=list)
+    noted: list[Noted] = field(default_factory=list)
     queue: list[list[bytes]] = field(default_factory=list)
     pong_owed: bytes | None = None
     backlog: int = 0
@@ -179,6 +196,8 @@ class Twin(Generic[OwnerT]):
         message_rate: float = 0.0,
         message_burst: int = 0,
         max_rooms: int = 512,
+        deflate_min_bytes: int = 512,
+        deflate_level: int = 3,
         epoll: bool = False,
     ) -> None:
         assert not epoll, "the twin knows transports only"
@@ -201,6 +220,8 @@ class Twin(Generic[OwnerT]):
         self._message_rate = message_rate
         self._message_burst = max(message_burst, 1)
         self._max_rooms = max_rooms
+        self._deflate_min_bytes = max(deflate_min_bytes, 1)
+        self._deflate_level = deflate_level
 
         self._started = clock()
         self._last_tick = 0
@@ -224,11 +245,23 @@ class Twin(Generic[OwnerT]):
         self.deliveries = 0
         self.refused = 0
         self.adopted = 0
+        self.compressions = 0
+        self.compression_in = 0
+        self.compression_out = 0
+        self.compressed_deliveries = 0
+        self.inflations = 0
+        self.inflation_in = 0
+        self.inflation_out = 0
 
     @property
     def count(self) -> int:
         """Return the number of connections that the application has."""
         return len(self._live())
+
+    @property
+    def deflating(self) -> int:
+        """Return how many of them agreed on permessage-deflate."""
+        return sum(conn.window > 0 for conn in self._live())
 
     def _live(self) -> list[Connection[OwnerT]]:
         return [conn for conn in self._connections.values() if conn.live]
@@ -243,7 +276,13 @@ class Twin(Generic[OwnerT]):
     # Connections come and go.
 
     def adopt_socket(
-        self, fd: int, owner: OwnerT, *, early: bytes = b"", paused: bool = False
+        self,
+        fd: int,
+        owner: OwnerT,
+        *,
+        early: bytes = b"",
+        paused: bool = False,
+        deflate: int = 0,
     ) -> int:
         """Refuse: there is no epoll set."""
         os.close(fd)
@@ -256,8 +295,11 @@ class Twin(Generic[OwnerT]):
         *,
         early: bytes = b"",
         paused: bool = False,
+        deflate: int = 0,
     ) -> Link[OwnerT]:
         """Take over an upgraded connection together with its asyncio transport."""
+        if deflate not in (0, 9, 10, 11, 12, 13, 14, 15):
+            raise ValueError("no such window")
         if len(self._connections) + self._unusable >= self._max_connections:
             raise ConnectionError("all slots are taken")
         now = self._now()
@@ -272,6 +314,7 @@ class Twin(Generic[OwnerT]):
             next_ping=now + 1 + random.randrange(self._ping_interval or 1),
             rate_at=now,
             tokens=self._message_burst * 1000,
+            window=deflate,
         )
         self._next_handle += 1
         self._connections[conn.handle] = conn
@@ -516,11 +559,11 @@ class Twin(Generic[OwnerT]):
             return 0
         if self._tick_bytes and self._tick_bytes + len(payload) + 10 > TICK_LIMIT_BYTES:
             self._flush_sends()
-        frame = build(opcode, payload)
+        noted = Noted(opcode, payload)
         for conn in receivers:
-            conn.noted.append(frame)
+            conn.noted.append(noted)
         self._tick_frames += 1
-        self._tick_bytes += len(frame)
+        self._tick_bytes += len(build(opcode, payload))
         self._schedule_pending()
         return len(receivers)
 
@@ -554,9 +597,32 @@ class Twin(Generic[OwnerT]):
         self._tick_frames = self._tick_bytes = self._unusable = 0
 
     def _send_noted(self, conn: Connection[OwnerT]) -> None:
-        frames, conn.noted = conn.noted, []
-        if frames:
-            self._deliver(conn, frames)
+        noted, conn.noted = conn.noted, []
+        if not noted:
+            return
+        frames = [self._form(one, conn.window) for one in noted]
+        if conn.doomed is None:
+            self.compressed_deliveries += sum(frame[0] & 0x40 > 0 for frame in frames)
+        self._deliver(conn, frames)
+
+    def _form(self, noted: Noted, window: int) -> bytes:
+        """Return a frame as it is for everybody with a window, or for those without one."""
+        plain = build(noted.opcode, noted.payload)
+        if not window or noted.opcode >= CLOSE or len(noted.payload) < self._deflate_min_bytes:
+            return plain
+        if window not in noted.packed:
+            packed = self._deflate(noted.payload, window)
+            smaller = len(packed) < len(noted.payload)
+            self.compressions += 1
+            self.compression_in += len(noted.payload)
+            self.compression_out += len(packed if smaller else noted.payload)
+            noted.packed[window] = build(0x40 | noted.opcode, packed) if smaller else plain
+        return noted.packed[window]
+
+    def _deflate(self, payload: bytes, window: int) -> bytes:
+        compressor = zlib.compressobj(self._deflate_level, zlib.DEFLATED, -window, MEMORY_LEVEL)
+        packed = compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH)
+        return packed.removesuffix(EMPTY_BLOCK)
 
     def _deliver(self, conn: Connection[OwnerT], frames: list[bytes]) -> None:
         if conn.doomed is not None:
@@ -654,7 +720,7 @@ class Twin(Generic[OwnerT]):
                 elif head.opcode != PONG:
                     message = self._add(conn, head, payload)
                     if message is not None:
-                        refused += self._hand_over(conn, message)
+                        refused += self._take_message(conn, message, told=bool(refused))
         finally:
             self._depth -= 1
             self._schedule_pending()
@@ -686,13 +752,14 @@ class Twin(Generic[OwnerT]):
             self.frames_in += 1
             conn.head = head
             if head.opcode in (TEXT, BINARY):
-                conn.message = Partial(head.opcode)
+                conn.message = Partial(head.opcode, head.compressed)
         head = conn.head
         payload = unmask(conn.input[: head.size], head.mask)
         if (
             head.opcode < CLOSE
             and conn.message is not None
             and conn.message.opcode == TEXT
+            and not conn.message.compressed
             and not is_utf8(conn.message.data + payload, whole=False)
         ):
             self._close(conn, CloseReason.INVALID_PAYLOAD)
@@ -709,7 +776,8 @@ class Twin(Generic[OwnerT]):
         if len(data) < 2:
             return None
         fin, opcode, size = bool(data[0] & 0x80), data[0] & 0x0F, data[1] & 0x7F
-        if data[0] & 0x70:
+        compressed = data[0] & 0x70 == 0x40 and conn.window > 0 and opcode in (TEXT, BINARY)
+        if data[0] & 0x70 and not compressed:
             return CloseReason.PROTOCOL_ERROR  # reserved bits
         if not data[1] & 0x80:
             return CloseReason.PROTOCOL_ERROR  # not masked
@@ -728,16 +796,19 @@ class Twin(Generic[OwnerT]):
             if size < {2: 126, 8: 65536}[width] or size >= 1 << 63:
                 return CloseReason.PROTOCOL_ERROR  # not the shortest form, or the top bit set
         if opcode < CLOSE:
-            message = conn.message or Partial(opcode)
-            if len(message.data) + size > self._max_message_bytes:
+            message = conn.message or Partial(opcode, compressed)
+            limit = self._max_message_bytes
+            if message.compressed:
+                limit += limit // 8 + 64  # it may be longer than what it is inflated to
+            if len(message.data) + size > limit:
                 return CloseReason.MESSAGE_TOO_BIG
             if message.fragments + 1 > self._max_fragments:
                 return CloseReason.TOO_MANY_FRAGMENTS
         conn.input = data[whole:]
-        return Head(opcode, fin, size, data[whole - 4 : whole])
+        return Head(opcode, fin, size, data[whole - 4 : whole], compressed)
 
     def _add(self, conn: Connection[OwnerT], head: Head, payload: bytes) -> Partial | None:
-        """Add a fragment to its message, which is returned when it is complete."""
+        """Add a fragment to its message, which is returned when it is all there."""
         message = conn.message
         assert message is not None
         message.data += payload
@@ -745,10 +816,28 @@ class Twin(Generic[OwnerT]):
         if not head.fin:
             return None
         conn.message = None
+        return message
+
+    def _take_message(
+        self, conn: Connection[OwnerT], message: Partial, *, told: bool
+    ) -> list[bytes]:
+        """Inflate and check a message, and hand it over; return it when it is refused."""
+        if message.compressed:
+            if told and self._message_rate and self._earned(conn) < 1000:
+                # It is not handled anyway, nor is it the one that the peer is told of.
+                return self._hand_over(conn, Partial(message.opcode))
+            self.inflations += 1
+            self.inflation_in += len(message.data)
+            inflated = inflate(message.data, self._max_message_bytes)
+            if isinstance(inflated, CloseReason):
+                self._close(conn, inflated)
+                return []
+            message.data = inflated
+            self.inflation_out += len(inflated)
         if message.opcode == TEXT and not is_utf8(message.data, whole=True):
             self._close(conn, CloseReason.INVALID_PAYLOAD)
-            return None
-        return message
+            return []
+        return self._hand_over(conn, message)
 
     def _hand_over(self, conn: Connection[OwnerT], message: Partial) -> list[bytes]:
         """Hand a message to the application; return it when the rate does not allow it."""
@@ -770,14 +859,16 @@ class Twin(Generic[OwnerT]):
 
     def _spend(self, conn: Connection[OwnerT]) -> bool:
         """Take one message out of the token bucket, which is counted in thousandths."""
-        now = self._now()
-        earned = (now - conn.rate_at) * self._message_rate
-        conn.rate_at = now
-        conn.tokens = min(conn.tokens + earned, self._message_burst * 1000)
+        conn.tokens = self._earned(conn)
+        conn.rate_at = self._now()
         if conn.tokens < 1000:
             return False
         conn.tokens -= 1000
         return True
+
+    def _earned(self, conn: Connection[OwnerT]) -> float:
+        earned = (self._now() - conn.rate_at) * self._message_rate
+        return min(conn.tokens + earned, self._message_burst * 1000)
 
     def _failed(self, conn: Connection[OwnerT], error: Exception) -> None:
         self._on_error(error)
@@ -861,6 +952,34 @@ def build(opcode: int, payload: bytes) -> bytes:
 def unmask(data: bytes, key: bytes) -> bytes:
     """XOR octet i with octet i modulo 4 of the key."""
     return bytes([octet ^ key[i % 4] for i, octet in enumerate(data)])
+
+
+def inflate(data: bytes, limit: int) -> bytes | CloseReason:
+    """Inflate a message, or say why not; a block that says it is the last one need not be."""
+    if not data:
+        return b""
+    inflater = zlib.decompressobj(-15)
+    inflated = b""
+    try:
+        for part in (data, EMPTY_BLOCK):
+            while True:
+                inflated += inflater.decompress(part, limit + 1 - len(inflated))
+                if len(inflated) > limit:
+                    return CloseReason.MESSAGE_TOO_BIG
+                part = inflater.unused_data or inflater.unconsumed_tail
+                if inflater.eof:
+                    inflater = zlib.decompressobj(-15)
+                    if not part:
+                        return inflated if data else CloseReason.INVALID_PAYLOAD
+                elif not part:
+                    break
+            data = b""
+        # Here it must be possible to go on with another block: "end", as it is, and the last one.
+        rest = inflater.decompress(b"\x01\x03\x00\xfc\xffend")
+    except zlib.error:
+        return CloseReason.INVALID_PAYLOAD
+    whole = rest == b"end" and inflater.eof and not inflater.unused_data
+    return inflated if whole else CloseReason.INVALID_PAYLOAD
 
 
 def is_utf8(data: bytes, *, whole: bool) -> bool:

@@ -211,10 +211,11 @@ def request(
     return "\r\n".join([*head, *lines, "", ""]).encode("latin-1")
 
 
-def switching(key: str, subprotocol: str | None = None) -> bytes:
+def switching(key: str, subprotocol: str | None = None, extension: str | None = None) -> bytes:
     """Return the head of the 101 that answers a key (RFC 6455 section 4.2.2)."""
     proof = hashlib.sha1(key.encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
     agreed = f"Sec-WebSocket-Protocol: {subprotocol}\r\n" if subprotocol else ""
+    agreed += f"Sec-WebSocket-Extensions: {extension}\r\n" if extension else ""
     return (
         f"HTTP/1.1 101 Switching Protocols\r\n{agreed}Connection: upgrade\r\n"
         f"Upgrade: websocket\r\nSec-WebSocket-Accept: {base64.b64encode(proof).decode()}\r\n\r\n"

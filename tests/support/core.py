@@ -49,11 +49,39 @@ class CoreApi(Protocol):
     def refused(self) -> int: ...
     @property
     def adopted(self) -> int: ...
+    @property
+    def deflating(self) -> int: ...
+    @property
+    def compressions(self) -> int: ...
+    @property
+    def compression_in(self) -> int: ...
+    @property
+    def compression_out(self) -> int: ...
+    @property
+    def compressed_deliveries(self) -> int: ...
+    @property
+    def inflations(self) -> int: ...
+    @property
+    def inflation_in(self) -> int: ...
+    @property
+    def inflation_out(self) -> int: ...
     def adopt_transport(
-        self, transport: FakeTransport, owner: str, *, early: bytes = b"", paused: bool = False
+        self,
+        transport: FakeTransport,
+        owner: str,
+        *,
+        early: bytes = b"",
+        paused: bool = False,
+        deflate: int = 0,
     ) -> LinkApi: ...
     def adopt_socket(
-        self, fd: int, owner: str, *, early: bytes = b"", paused: bool = False
+        self,
+        fd: int,
+        owner: str,
+        *,
+        early: bytes = b"",
+        paused: bool = False,
+        deflate: int = 0,
     ) -> int: ...
     def resume(self, conn: int) -> None: ...
     def close(self, conn: int, reason: int) -> None: ...
@@ -198,22 +226,33 @@ class Rig:
         *,
         early: bytes = b"",
         paused: bool = False,
+        deflate: int = 0,
         transport: FakeTransport | None = None,
     ) -> Peer:
         """Adopt a connection on a fake transport."""
-        return Peer(self, owner, transport or FakeTransport(), early=early, paused=paused)
+        transport = transport or FakeTransport()
+        return Peer(self, owner, transport, early=early, paused=paused, deflate=deflate)
 
 
 class Peer:
     """The other side of one connection."""
 
     def __init__(
-        self, rig: Rig, owner: str, transport: FakeTransport, *, early: bytes, paused: bool
+        self,
+        rig: Rig,
+        owner: str,
+        transport: FakeTransport,
+        *,
+        early: bytes,
+        paused: bool,
+        deflate: int,
     ) -> None:
         self.rig = rig
         self.owner = owner
         self.transport = transport
-        self.link = rig.core.adopt_transport(transport, owner, early=early, paused=paused)
+        self.link = rig.core.adopt_transport(
+            transport, owner, early=early, paused=paused, deflate=deflate
+        )
         transport.set_protocol(self.link)  # type: ignore[arg-type]  # BufferedProtocol by shape
         self.handle = self.link.handle
         self._seen = 0

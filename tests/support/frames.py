@@ -90,10 +90,12 @@ class ServerFrame:
     Attributes:
         opcode: what kind of frame it is.
         payload: its content; a server never masks.
+        compressed: whether RSV1 says that the payload is.
     """
 
     opcode: int
     payload: bytes
+    compressed: bool = False
 
     @property
     def code(self) -> int | None:
@@ -101,7 +103,7 @@ class ServerFrame:
         return int.from_bytes(self.payload[:2], "big") if self.payload else None
 
     def to_bytes(self) -> bytes:
-        """Build the one right encoding: FIN set, no mask, the shortest length."""
+        """Build the one right encoding: FIN set, no mask, the shortest length, no RSV2 or 3."""
         size = len(self.payload)
         if size < 126:
             length = bytes([size])
@@ -109,7 +111,7 @@ class ServerFrame:
             length = b"\x7e" + size.to_bytes(2, "big")
         else:
             length = b"\x7f" + size.to_bytes(8, "big")
-        return bytes([0x80 | self.opcode]) + length + self.payload
+        return bytes([0x80 | self.compressed << 6 | self.opcode]) + length + self.payload
 
 
 def server_frames(stream: bytes) -> list[ServerFrame]:
@@ -128,7 +130,8 @@ def _server_frames(stream: bytes) -> Iterator[ServerFrame]:
         if size in (126, 127):
             width = 2 if size == 126 else 8
             size, start = int.from_bytes(stream[start : start + width], "big"), start + width
-        frame = ServerFrame(stream[at] & 0x0F, stream[start : start + size])
+        compressed = bool(stream[at] & 0x40)
+        frame = ServerFrame(stream[at] & 0x0F, stream[start : start + size], compressed)
         if stream[at : start + size] != frame.to_bytes() or len(frame.payload) != size:
             raise ValueError(f"no frame of a server at octet {at}: {stream[at : at + 16].hex()}")
         yield frame

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
 
+from falcon_fast.deflate import Deflate, agree
 from falcon_fast.errors import AuthError
 from falcon_fast.handshake import (
     BAD_HOST,
@@ -76,6 +78,11 @@ def is_banned(user_id: str) -> bool:
     return user_id == BOB.user_id
 
 
+def deflate_of(head: bytes) -> Deflate | None:
+    """Return what is agreed on with a browser, all of which leave the window to us."""
+    return agree(("permessage-deflate",)) if b"permessage-deflate" in head else None
+
+
 def request_of(head: bytes, policy: Policy = POLICY) -> Request:
     request = parse_head(head, policy)
     assert isinstance(request, Request), request
@@ -105,7 +112,9 @@ def test_h01_accepts_every_browser(name: str) -> None:
     policy = Policy(allowed_origins=frozenset({field(head, b"Origin")}))
     subprotocol = "falcon.v1" if name.endswith("-subprotocol") else None
     key = field(head, b"Sec-WebSocket-Key")
-    assert decided(head, policy) == Accept(ALICE, key, subprotocol, "192.0.2.7")
+    assert decided(head, policy) == Accept(ALICE, key, subprotocol, "192.0.2.7", deflate_of(head))
+    without = decided(head, replace(policy, compression=False))
+    assert without == Accept(ALICE, key, subprotocol, "192.0.2.7")
 
 
 @pytest.mark.parametrize("name", BROWSERS)
@@ -118,7 +127,7 @@ def test_h01_accepts_a_browser_without_cookies_by_subprotocol(name: str) -> None
     head = drop(BROWSERS[name], b"Cookie")
     policy = Policy(allowed_origins=frozenset({field(head, b"Origin")}))
     key = field(head, b"Sec-WebSocket-Key")
-    assert decided(head, policy) == Accept(ALICE, key, "falcon.v1", "192.0.2.7")
+    assert decided(head, policy) == Accept(ALICE, key, "falcon.v1", "192.0.2.7", deflate_of(head))
 
 
 def test_accepts_the_least_a_program_can_send() -> None:

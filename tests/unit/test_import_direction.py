@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("envelope", "jose", "logs", "settings", "statistics"),
     ("bus", "directory", "registry"),
     (
-        *("auth", "cluster", "handshake", "head", "jwks", "keys"),
+        *("auth", "cluster", "deflate", "handshake", "head", "jwks", "keys"),
         *("presence", "rooms", "session", "throttle"),
         *("directory.sqlite", "directory.sqlite_store"),
         *("bus.memory", "bus.positions", "bus.redis", "bus.redis_address", "bus.redis_keeper"),
@@ -61,6 +61,7 @@ PURE = frozenset(
         "bus.shards",
         "clock",
         "codes",
+        "deflate",
         "envelope",
         "errors",
         "handshake",

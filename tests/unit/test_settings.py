@@ -284,7 +284,7 @@ def test_limits_of_every_number_are_inclusive() -> None:
             with pytest.raises(ValueError):
                 setting.kind.parse(outside)
         checked += 1
-    assert checked == 13
+    assert checked == 15
 
 
 def test_all_problems_are_listed_at_once() -> None:

@@ -21,7 +21,7 @@ from falcon_fast.handshake import (
     Request,
     draining,
 )
-from falcon_fast.handshake import upgrade as agree
+from falcon_fast.handshake import extension, upgrade as agree
 from falcon_fast.identity import Identity
 from falcon_fast.upgrade import LINGER, HeadReader, adopt, listen, plain_answer, server_port
 
@@ -76,7 +76,9 @@ class Door:
         if self.verdict is not None:
             return self.verdict
         agreed = agree(request)
-        return agreed if isinstance(agreed, Refuse) else Accept(ANN, *agreed, peer_ip)
+        if isinstance(agreed, Refuse):
+            return agreed
+        return Accept(ANN, *agreed, peer_ip, extension(request, self.policy))
 
     def answer(self, endpoint: Endpoint) -> bytes:
         if isinstance(self.verdict, Exception):
@@ -146,6 +148,30 @@ async def test_browsers_are_let_in(name: str) -> None:
     visit = Visit(Door()).feed(BROWSERS[name])
     assert visit.answer.startswith(ACCEPTED)
     assert len(visit.door.births) == 1
+
+
+@pytest.mark.parametrize(
+    ("offer", "answer"),
+    [
+        (b"permessage-deflate", b""),
+        (b"permessage-deflate; server_max_window_bits=10", b"; server_max_window_bits=10"),
+        (b"permessage-deflate; server_max_window_bits=8", None),
+        (b"x-other", None),
+        (b'"', None),
+    ],
+)
+async def test_d01_the_extension_that_was_agreed_on_is_answered(
+    offer: bytes, answer: bytes | None
+) -> None:
+    visit = Visit(Door()).feed(add(MINIMAL, b"Sec-WebSocket-Extensions: " + offer))
+    assert visit.answer.startswith(ACCEPTED)
+    (accept, _transport, _early) = visit.door.births[0]
+    assert (accept.deflate is None) == (answer is None)
+    if answer is None:
+        assert b"Sec-WebSocket-Extensions" not in visit.answer
+    else:
+        whole = b"permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+        assert visit.answer.count(b"Sec-WebSocket-Extensions: " + whole + answer + b"\r\n") == 1
 
 
 async def test_only_our_subprotocol_is_answered() -> None:
