@@ -20,8 +20,9 @@ from falcon_fast.handshake import (
     Refuse,
     Request,
     draining,
+    extension,
 )
-from falcon_fast.handshake import extension, upgrade as agree
+from falcon_fast.handshake import upgrade as agree
 from falcon_fast.identity import Identity
 from falcon_fast.upgrade import LINGER, HeadReader, adopt, listen, plain_answer, server_port
 
