@@ -139,7 +139,7 @@ def test_d01_the_first_offer_that_can_be_accepted_is() -> None:
     ],
 )
 def test_d01_huge_headers_take_time_in_proportion(piece: str) -> None:
-    assert growth(lambda number: agree((piece * number,)), 2_000) < LINEAR
+    assert growth(lambda number: agree((piece * number,)), 400) < LINEAR
 
 
 @pytest.mark.parametrize(("number", "found"), [(1, 15), (31, 15), (32, None), (999, None)])
