@@ -17,10 +17,11 @@ export PATH := $(CURDIR)/$(BIN):$(CURDIR)/$(NODE)/node_modules/.bin:$(PATH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check format bench bench-micro wheel coverage node-tools clean
+.PHONY: help run cluster test check format bench bench-micro wheel coverage node-tools clean
 
 help:
 	@echo 'make run         start a server with demo users; prints what to paste into a client'
+	@echo 'make cluster     start two nodes and a Redis on this machine, with tokens for each'
 	@echo 'make test        run all tests'
 	@echo 'make check       formatting, lint, types, import direction, wheel contents, code in docs'
 	@echo 'make format      let ruff format and mend what it can'
@@ -33,6 +34,10 @@ help:
 
 run: $(VENV)/.installed
 	$(BIN)/falcon-fast serve --dev
+
+# Needs redis-server, or a REDIS_URL.
+cluster: $(VENV)/.installed
+	$(BIN)/falcon-fast cluster
 
 test: $(VENV)/.tools $(VENV)/.installed
 	$(BIN)/python -m pytest

@@ -45,6 +45,9 @@ INTERRUPTED: Final = 130
 HELP_COLUMNS: Final = 78
 """Width of a command's description, whose examples must not be wrapped."""
 
+MAX_TRIAL_NODES: Final = 9
+"""Nodes of a cluster that one machine is to show."""
+
 MAX_TTL: Final = 366 * 86_400
 """Seconds; a longer life is more likely a mistake, since a token cannot be called back."""
 
@@ -164,6 +167,34 @@ def build_parser() -> argparse.ArgumentParser:
         help="for trying out: adds demo users and a group to the directory, makes a random "
         "JWT_SECRET for this run if none is set, lets pages of this machine connect, and prints "
         "tokens and lines to paste into clients",
+    )
+
+    cluster = _command(
+        commands,
+        "cluster",
+        _cluster,
+        summary="start several nodes and a Redis on this machine, to try",
+        description="Start a Redis server (or use the one of REDIS_URL) and several nodes on this "
+        "machine, with demo users, and print tokens and lines to paste. For trying out only: all "
+        "of it lives in a temporary folder and ends with Ctrl+C.",
+        examples="""\
+  falcon-fast cluster
+  falcon-fast cluster --nodes 3 --port 4000""",
+    )
+    cluster.add_argument(
+        "--nodes",
+        type=_between("a number of nodes", 1, MAX_TRIAL_NODES),
+        default=2,
+        metavar="N",
+        help="how many nodes, 1 to 9 (default: 2)",
+    )
+    cluster.add_argument(
+        "--port",
+        type=_between("a port", 0, 65_000),
+        default=3000,
+        metavar="PORT",
+        help="of the first node; its admin listener has the next one, the second node begins ten "
+        "further (default: 3000; 0: any free ports)",
     )
 
     token = _command(
@@ -448,6 +479,19 @@ def _ttl(text: str) -> int:
     return seconds
 
 
+def _between(what: str, low: int, high: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers within bounds."""
+
+    def parse(text: str) -> int:
+        if not _INTEGER.fullmatch(text) or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(
+                f"expected {what} from {low} to {high}; came {_quoted(text)}"
+            )
+        return int(text)
+
+    return parse
+
+
 def _unexpected(unknown: Sequence[str]) -> str:
     """Name what is too much; a value after ``=`` may be private and is left out."""
     first = unknown[0]
@@ -475,6 +519,12 @@ def _serve(arguments: argparse.Namespace) -> int:
             "the native core is not built; in a copy of the source, run: pip install -e ."
         ) from error
     return run(settings, dev=dev)
+
+
+def _cluster(arguments: argparse.Namespace) -> int:
+    from falcon_fast import trial
+
+    return trial.run(os.environ, nodes=arguments.nodes, port=arguments.port)
 
 
 def _for_development(settings: Settings) -> Settings:

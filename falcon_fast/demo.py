@@ -19,7 +19,16 @@ from falcon_fast.directory import SUPER_ADMIN, SUPER_ADMIN_NAME, Group
 from falcon_fast.directory.sqlite_store import MEMORY, SqliteStore
 from falcon_fast.errors import DirectoryError
 
-__all__ = ["TOKEN_TTL", "Demo", "DemoUser", "banner", "origins", "seed"]
+__all__ = [
+    "TOKEN_TTL",
+    "Demo",
+    "DemoUser",
+    "banner",
+    "message",
+    "operator",
+    "origins",
+    "seed",
+]
 
 TOKEN_TTL: Final = 12 * 3600
 """Seconds for which the printed tokens are valid: a day's work."""
@@ -170,15 +179,15 @@ def banner(
         f"2. Be {demo.bob.character_name}. In a third terminal, start python3 and paste "
         "(pip install websockets):",
         "",
-        *_python(public_url, bob, _message(room, f"Hello from {demo.bob.character_name}")),
+        *_python(public_url, bob, message(room, f"Hello from {demo.bob.character_name}")),
         "",
         f"   Or open {_page(public_url)} in a browser, press F12, and paste into the console:",
         "",
-        *_browser(public_url, bob, _message(room, f"Hello from {demo.bob.character_name}")),
+        *_browser(public_url, bob, message(room, f"Hello from {demo.bob.character_name}")),
         "",
         f"3. Answer as {demo.alice.character_name}. Type into wscat:",
         "",
-        _message(room, f"Hello from {demo.alice.character_name}"),
+        message(room, f"Hello from {demo.alice.character_name}"),
         "",
         "   Every member of the group gets it, the sender too.",
         "",
@@ -199,7 +208,7 @@ def banner(
     lines += [
         f"{number}. Be the operator. See who is connected, and speak to the group:",
         "",
-        *_operator(admin_url, admin, room),
+        *operator(admin_url, admin, room),
         "",
         f"   All the operator can do, to read and to try: {admin_url}docs "
         f"(its metrics: {admin_url}metrics)",
@@ -216,7 +225,8 @@ def banner(
     return "\n".join(lines)
 
 
-def _operator(admin_url: str, token: str, room: str) -> list[str]:
+def operator(admin_url: str, token: str, room: str) -> list[str]:
+    """Write how to list who is connected, and to speak to a room."""
     header = f'-H "Authorization: Bearer {token}"'
     body = '{"type": "notification", "data": {"title": "Hello from the operator"}}'
     return [
@@ -226,7 +236,8 @@ def _operator(admin_url: str, token: str, room: str) -> list[str]:
     ]
 
 
-def _message(room: str, text: str) -> str:
+def message(room: str, text: str) -> str:
+    """Write the frame with which a client speaks to a room."""
     message = {"type": "message", "room": room, "data": {"text": text}}
     return json.dumps(message, separators=(",", ":"))
 

@@ -100,6 +100,7 @@ COMMANDS = dict(commands(cli.build_parser()))
 def test_the_commands_are_these() -> None:
     assert list(COMMANDS) == [
         ("serve",),
+        ("cluster",),
         ("token",),
         ("user", "add"),
         ("group", "add"),

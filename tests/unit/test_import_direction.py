@@ -42,14 +42,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
             "admin.security",
         ),
     ),
-    ("app", "checks", "demo"),
+    ("app", "checks", "demo", "trial"),
     ("", "__main__", "cli", "testing"),
 )
 
 # Folders of ports. What is inside implements the port; it sees the port, what is below that, and
 # its own folder. Only the assembly, and commands for the embedded directory, choose one.
 PORTS = frozenset({"bus", "directory"})
-CHOOSERS = frozenset({"app", "checks", "cli", "demo"})
+CHOOSERS = frozenset({"app", "checks", "cli", "demo", "trial"})
 
 # Modules that only compute: given the same input they return the same output, without a loop.
 PURE = frozenset(
