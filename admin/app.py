@@ -302,6 +302,7 @@ def build(
     *,
     max_json_depth: int,
     metrics: RenderMetrics | None = None,
+    cursor_key: bytes | None = None,
 ) -> web.Application:
     """Build the application without binding it.
 
@@ -310,13 +311,14 @@ def build(
         gatekeeper: which of them.
         max_json_depth: how deep a body may be nested.
         metrics: what ``/metrics`` answers; without it there is no such route.
+        cursor_key: what cursors are marked with; random by default.
 
     Returns:
         The application, ready for a runner.
     """
     app = web.Application(middlewares=[refuse], client_max_size=MAX_BODY_BYTES)
     app.on_response_prepare.append(finish)
-    desk = Desk(service, Cursors())
+    desk = Desk(service, Cursors(cursor_key))
     for route in ROUTES:
         # Not add_get: that one would answer HEAD too.
         app.router.add_route(
@@ -352,6 +354,7 @@ async def start_admin(
     port: int,
     max_json_depth: int,
     metrics: RenderMetrics | None = None,
+    cursor_key: bytes | None = None,
 ) -> AdminServer:
     """Bind the admin listener and serve it on the running loop.
 
@@ -362,6 +365,7 @@ async def start_admin(
         port: the port, 0 for any free one.
         max_json_depth: how deep a body may be nested.
         metrics: what ``/metrics`` answers; must not block.
+        cursor_key: so that all nodes of a cluster read each other's cursors; random by default.
 
     Returns:
         The serving listener; the caller closes it.
@@ -370,7 +374,13 @@ async def start_admin(
         OSError: the address is in use or not of this machine.
     """
     runner = web.AppRunner(
-        build(service, gatekeeper, max_json_depth=max_json_depth, metrics=metrics),
+        build(
+            service,
+            gatekeeper,
+            max_json_depth=max_json_depth,
+            metrics=metrics,
+            cursor_key=cursor_key,
+        ),
         shutdown_timeout=SHUTDOWN_TIMEOUT,
     )
     await runner.setup()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import hmac
 import logging
 import os
 import signal
@@ -22,10 +23,14 @@ from falcon_fast.admin.app import AdminServer, start_admin
 from falcon_fast.admin.security import Gatekeeper
 from falcon_fast.auth import TokenVerifier
 from falcon_fast.bus.memory import MemoryBus
+from falcon_fast.bus.redis import RedisBus
+from falcon_fast.bus.redis_address import RedisAddress
+from falcon_fast.bus.redis_registry import RedisRegistry
 from falcon_fast.clock import Clock, SystemClock
 from falcon_fast.directory.sqlite import SqliteDirectory
 from falcon_fast.errors import FalconError, SettingsError
 from falcon_fast.gateway import Gateway
+from falcon_fast.identity import new_id
 from falcon_fast.jwks import KeySetFetcher
 from falcon_fast.keys import KeySet, keys_of
 from falcon_fast.logs import set_up_logging
@@ -144,10 +149,12 @@ async def running(
             fetcher = KeySetFetcher(settings.jwt_jwks_url, keys)
             await fetcher.start()
             stack.push_async_callback(fetcher.close)
+        node_id = new_id()
+        bus, registry = bus_of(settings, node_id=node_id, clock=clock)
         gateway = Gateway(
             settings,
             clock=clock,
-            bus=MemoryBus(),
+            bus=bus,
             directory=directory,
             verifier=TokenVerifier(
                 keys,
@@ -158,6 +165,9 @@ async def running(
             ),
             tls=tls_context(settings),
             epoll=epoll,
+            alone=registry is None,
+            registry=registry,
+            node_id=node_id,
         )
         stack.push_async_callback(gateway.close)
         with _binding(settings.host, settings.port):
@@ -177,9 +187,44 @@ async def running(
                 port=settings.admin_port,
                 max_json_depth=settings.max_json_depth,
                 metrics=metrics.render,
+                cursor_key=_derived(settings, b"falcon_fast cursors"),
             )
         stack.push_async_callback(admin.close)
         yield Server(settings, clock, directory, gateway, service, metrics, admin)
+
+
+def bus_of(
+    settings: Settings, *, node_id: str, clock: Clock
+) -> tuple[MemoryBus | RedisBus, RedisRegistry | None]:
+    """Build the bus, and the registry of a cluster.
+
+    Args:
+        settings: checked settings.
+        node_id: of this node.
+        clock: where the time comes from.
+
+    Returns:
+        Without Redis a bus that reaches this process only, and no registry.
+    """
+    if settings.redis_url is None:
+        return MemoryBus(), None
+    secrets = (settings.jwt_secret, settings.jwt_secret_previous)
+    bus = RedisBus(
+        RedisAddress(settings.redis_url),
+        node_id=node_id,
+        clock=clock,
+        secrets=[secret.encode() for secret in secrets if secret],
+        routing=settings.bus_routing,
+        max_message_bytes=settings.max_message_bytes,
+    )
+    return bus, RedisRegistry(RedisAddress(settings.redis_url))
+
+
+def _derived(settings: Settings, purpose: bytes) -> bytes | None:
+    """Derive a key that all nodes have in common; None where they share no secret."""
+    if not settings.jwt_secret:
+        return None
+    return hmac.digest(settings.jwt_secret.encode(), purpose, "sha256")
 
 
 @contextlib.contextmanager
@@ -194,8 +239,6 @@ def _binding(host: str, port: int) -> Iterator[None]:
 def refuse_unsupported(settings: Settings) -> None:
     """Stop at a setting that would be ignored: nobody shall believe in a cluster that is none."""
     problems = []
-    if settings.redis_url is not None:
-        problems.append("REDIS_URL is set, but this version has no Redis bus yet; unset it")
     if settings.mongodb_uri is not None:
         problems.append(
             "MONGODB_URI is set, but this version has no MongoDB directory yet; unset it"

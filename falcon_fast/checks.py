@@ -6,6 +6,7 @@ Nothing here changes anything: no file is made, and a port is let go as soon as 
 from __future__ import annotations
 
 import asyncio
+import asyncio
 import errno
 import os
 import socket
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from falcon_fast._version import __version__
+from falcon_fast.bus.redis_facts import facts
 from falcon_fast.directory.sqlite_store import MEMORY, SqliteStore
 from falcon_fast.errors import FalconError, KeysUnavailable
 from falcon_fast.jwks import fetch
@@ -116,9 +118,13 @@ def _directory(settings: Settings) -> str:
 
 def _bus(settings: Settings) -> str:
     if settings.redis_url:
-        raise _Problem(
-            f"REDIS_URL is set, but falcon_fast {__version__} runs as a single node; unset it"
-        )
+        found = asyncio.run(facts(settings.redis_url))
+        if settings.bus_routing == "sharded" and not found.has_shards:
+            raise _Problem(
+                f"FALCON_BUS_ROUTING is sharded, which needs Redis 7 or newer; REDIS_URL leads to "
+                f"{found.version or 'a server that does not say its version'}"
+            )
+        return f"Redis {found.version} answers; messages are {settings.bus_routing}"
     if settings.workers > 1:
         raise _Problem(
             f"FALCON_WORKERS is {settings.workers}, but falcon_fast {__version__} runs as a "

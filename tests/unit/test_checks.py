@@ -153,22 +153,27 @@ def test_directory_that_is_broken(tmp_path: Path) -> None:
         ),
         (
             "other nodes",
-            {"redis_url": "redis://:hunter2@cache"},
-            f"REDIS_URL is set, but falcon_fast {__version__} runs as a single node; unset it",
-        ),
-        (
-            "other nodes",
             {"workers": 4},
             f"FALCON_WORKERS is 4, but falcon_fast {__version__} runs as a single process; set it "
             "to 1",
         ),
     ],
-    ids=["mongodb", "redis", "workers"],
+    ids=["mongodb", "workers"],
 )
 def test_what_this_version_does_not_have(
     what: str, changes: dict[str, object], explanation: str
 ) -> None:
     assert check(what, **changes) == Result(False, what, explanation)
+
+
+def test_x16_a_redis_that_is_not_there() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+        found = check("other nodes", redis_url=f"redis://:hunter2@127.0.0.1:{port}")
+    assert not found.ok
+    assert found.explanation.startswith(f"redis://127.0.0.1:{port}")
+    assert "does not answer (ConnectionError)" in found.explanation
 
 
 # --- the certificate -----------------------------------------------------------------------------

@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("directory.sqlite", "directory.sqlite_store"),
         *("bus.memory", "bus.positions", "bus.redis", "bus.redis_address", "bus.redis_keeper"),
         *("bus.redis_link", "bus.redis_listener", "bus.redis_pair", "bus.redis_publisher"),
-        *("bus.redis_registry", "bus.redis_wire", "bus.shards"),
+        *("bus.redis_facts", "bus.redis_registry", "bus.redis_wire", "bus.shards"),
     ),
     ("driver", "gateway", "neighbours", "registrar", "upgrade"),
     ("listings", "metrics", "service"),
@@ -92,6 +92,7 @@ ROOMS_OF_PACKAGES: dict[str, frozenset[str]] = {
         {
             "bus.redis",
             "bus.redis_address",
+            "bus.redis_facts",
             "bus.redis_keeper",
             "bus.redis_link",
             "bus.redis_registry",
