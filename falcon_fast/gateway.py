@@ -616,21 +616,36 @@ class Gateway:
             self.rooms.fan_out(user_room(user_id), frame)
 
     async def membership_changed(
-        self, user_id: str | None, character_id: int, group_id: str, name: str, *, joined: bool
+        self,
+        user_id: str | None,
+        character_id: int | None,
+        group_id: str,
+        name: str,
+        *,
+        joined: bool,
     ) -> None:
         """Act on an event: somebody says that a character joined or left a group.
 
         A removal is believed at once; then the directory is asked, whose answer is final.
 
+        Args:
+            user_id: whose membership changed; None when only the character is known.
+            character_id: the user's character, whose connections are looked for; None if the user
+                is all that is known.
+            group_id: 24 hexadecimal digits.
+            name: of the group, for the clients.
+            joined: added, or removed.
+
         Raises:
             DirectoryUnavailable: the directory does not answer.
         """
         users = {user_id} if user_id is not None else set()
-        users.update(
-            session.identity.user_id
-            for session in self.core.owners()
-            if session.identity.character_id == character_id
-        )
+        if character_id is not None:
+            users.update(
+                session.identity.user_id
+                for session in self.core.owners()
+                if session.identity.character_id == character_id
+            )
         users = {user for user in users if user_room(user) in self.rooms}
         if not joined:
             # All of them, before anything that can fail; nor may who left by itself come back.
@@ -686,7 +701,7 @@ class Gateway:
         if connections and not self._is_announcing:
             self.spawn(
                 self._act_on_event(
-                    user_id, 0, event.group_id, event.group_name, joined=event.joined
+                    user_id, None, event.group_id, event.group_name, joined=event.joined
                 )
             )
         return connections
@@ -707,7 +722,13 @@ class Gateway:
         )
 
     async def _act_on_event(
-        self, user_id: str | None, character_id: int, group_id: str, name: str, *, joined: bool
+        self,
+        user_id: str | None,
+        character_id: int | None,
+        group_id: str,
+        name: str,
+        *,
+        joined: bool,
     ) -> None:
         try:
             await self.membership_changed(user_id, character_id, group_id, name, joined=joined)
