@@ -6,7 +6,6 @@ Nothing here changes anything: no file is made, and a port is let go as soon as 
 from __future__ import annotations
 
 import asyncio
-import asyncio
 import errno
 import os
 import socket

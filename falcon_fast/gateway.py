@@ -973,17 +973,24 @@ class Gateway:
         return self._bus.strangers()
 
     @property
+    def messages_from_service(self) -> int:
+        """How many messages operators and host programs have sent here."""
+        return self._from_service
+
+    @property
     def lag(self) -> Histogram:
         """How late the event loop was, in seconds."""
         return self._driver.lag
 
     def statistics(self) -> Statistics:
         """Return what the node has done so far."""
+        bus = self._bus.statistics()
+        taken = bus.received - bus.ignored - bus.refused
         return Statistics(
             total_connections=self.core.adopted,
             active_connections=self.core.count,
             total_rooms=len(self.rooms),
-            messages_processed=self.core.messages_in + self._from_service,
+            messages_processed=self.core.messages_in + self._from_service + max(0, taken),
             messages_broadcast=self.core.deliveries,
             last_connection_time=self._last_connection,
         )

@@ -139,7 +139,6 @@ class _Node(Collector):
 
     def _traffic(self) -> Iterator[Metric]:
         core = self._gateway.core
-        processed = self._gateway.statistics().messages_processed
         for name, meaning, value in (
             (
                 "frames_received",
@@ -159,7 +158,7 @@ class _Node(Collector):
             (
                 "messages_published",
                 "Messages from operators and host programs.",
-                processed - core.messages_in,
+                self._gateway.messages_from_service,
             ),
             ("bytes_received", "Bytes read from clients, after the handshake.", core.bytes_in),
             ("bytes_sent", "Bytes written to clients, after the handshake.", core.bytes_out),

@@ -41,11 +41,13 @@ from falcon_fast.bus.redis_wire import (
     is_ident,
     is_node_id,
     node_channel,
+    pack_members,
     read_announcement,
     read_foreign,
     read_word,
     shard_channel,
     target_of,
+    unpack_members,
 )
 from falcon_fast.bus.shards import SHARDS, Interest, shard_of
 from falcon_fast.clock import Clock, rfc3339
@@ -299,8 +301,11 @@ class RedisBus:
         *,
         members: int | None = None,
         receipt: str | None = None,
+        process_id: str | None = None,
     ) -> int:
         """See `Bus.publish`."""
+        if members is not None:
+            members = pack_members(members, process_id)
         receiver = self._receiver
         if receiver is None:
             return 0
@@ -478,7 +483,7 @@ class RedisBus:
     ) -> None:
         reached = 0
         if members is not None and target is Target.ROOM:
-            receiver.counted(node_id, ident, members, frame)
+            receiver.counted(*unpack_members(members, node_id, ident), frame)
         else:
             reached = receiver.deliver(target, ident, frame)
             if not reached:

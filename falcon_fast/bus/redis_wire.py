@@ -32,9 +32,11 @@ __all__ = [
     "Word",
     "Writer",
     "checked_frame",
+    "pack_members",
     "read_announcement",
     "read_foreign",
     "read_word",
+    "unpack_members",
 ]
 
 MESSAGES, ROOMS, USERS, SYSTEM_STREAM = range(4)
@@ -70,6 +72,9 @@ MAX_TEXT: Final = 128
 
 MAX_NUMBER: Final = 2**53
 """Of a sequence number or an epoch: what every JSON parser keeps exactly."""
+
+PROCESSES: Final = 512
+"""More than a node can have: the factor that keeps members and processes apart in one number."""
 
 MAX_CONTROL_BYTES: Final = 1_048_576
 """Of one thing that a node tells nodes."""
@@ -168,7 +173,7 @@ class Writer:
             ident: of the room, connection or user; one that `is_ident` knows.
             frame: the frame.
             timestamp: 27 characters of RFC 3339.
-            members: of the room on this node.
+            members: what `pack_members` has made of them.
             receipt: what others confirm with.
             for_original: whether nodes of the original program may read it, which find a user
                 by `data.user_id`.
@@ -200,6 +205,23 @@ class Writer:
             control,
             timestamp,
         )
+
+
+def pack_members(members: int, process_id: str | None) -> int:
+    """Put how many members a room has, and on which process of a node, into one number.
+
+    Args:
+        members: how many.
+        process_id: the node's id, a dot and the number of the process; None for the first one.
+    """
+    number = 0 if process_id is None else int(process_id.partition(".")[2])
+    return members * PROCESSES + number
+
+
+def unpack_members(packed: int, node_id: str, room: str) -> tuple[str, str, int]:
+    """Return (process id, room, members) of what a node has packed."""
+    members, number = divmod(packed, PROCESSES)
+    return (f"{node_id}.{number}" if number else node_id, room, members)
 
 
 _NO_ID: Final = 1

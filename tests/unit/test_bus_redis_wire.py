@@ -21,10 +21,12 @@ from falcon_fast.bus.redis_wire import (
     Seal,
     Writer,
     checked_frame,
+    pack_members,
     read_announcement,
     read_foreign,
     read_word,
     shard_channel,
+    unpack_members,
 )
 
 NODE = "0a0a0a0a-0000-4000-8000-00000000000a"
@@ -376,3 +378,10 @@ def test_what_is_no_announcement_is_refused(control: bytes) -> None:
 
 def test_channels() -> None:
     assert shard_channel(127) == b"websocket:shard:127"
+
+
+@pytest.mark.parametrize("process", [None, f"{NODE}.1", f"{NODE}.256"])
+@pytest.mark.parametrize("members", [0, 1, 65_536])
+def test_members_and_their_process_travel_in_one_number(members: int, process: str | None) -> None:
+    packed = pack_members(members, process)
+    assert unpack_members(packed, NODE, ROOM) == (process or NODE, ROOM, members)
