@@ -267,8 +267,12 @@ def _batches(items: list[Any]) -> Iterator[list[Any]]:
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """Turn what redis-py raises into what a registry raises, without a word of secrets."""
+    """Turn what redis-py raises into what a registry raises, without a word of secrets.
+
+    A RuntimeError is uvloop's word for a write to a connection that was reset; redis-py lets it
+    through, and a claim that it ended would wait forever.
+    """
     try:
         yield
-    except (RedisError, OSError, TimeoutError) as error:
+    except (RedisError, OSError, TimeoutError, RuntimeError) as error:
         raise BusUnavailable(f"the registry does not answer: {describe_error(error)}") from None

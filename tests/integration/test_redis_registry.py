@@ -8,12 +8,14 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from falcon_fast.bus.redis_address import RedisAddress
 from falcon_fast.bus.redis_registry import RedisRegistry
 from falcon_fast.errors import BusUnavailable
 from falcon_fast.registry import Claim, Entry, RoomEntry
 
+from ..support.fault_proxy import FaultProxy
 from ..support.redis_server import RedisCluster, RedisServer
 
 pytestmark = pytest.mark.integration
@@ -189,3 +191,31 @@ async def test_x16_an_error_says_nothing_that_is_secret(tmp_path: Path) -> None:
         with pytest.raises(BusUnavailable, match="does not answer"):
             await registry.beat("n", b"{}")
         await registry.close()
+
+
+@pytest.mark.parametrize("loop", [uvloop.Loop, asyncio.SelectorEventLoop])
+def test_a_connection_that_was_reset_is_out_of_reach_and_then_made_anew(
+    alone: RedisServer, loop: type[asyncio.AbstractEventLoop]
+) -> None:
+    """With uvloop a write to a connection that is gone fails with what is no error of sockets."""
+
+    async def claims(proxy: FaultProxy) -> list[str]:
+        registry = RedisRegistry(RedisAddress(alone.url_through(proxy.port)))
+        results = []
+        try:
+            for number in range(6):
+                try:
+                    claimed = await registry.admit("n1", [Claim("reset", f"c{number}", 100)])
+                    results.append(str(claimed))
+                except BusUnavailable as error:
+                    results.append(type(error).__name__)
+                if number % 2 == 0:
+                    await asyncio.to_thread(proxy.cut)
+        finally:
+            await registry.close()
+        return results
+
+    with FaultProxy(alone.address) as proxy, asyncio.Runner(loop_factory=loop) as runner:
+        results = runner.run(claims(proxy))
+    assert set(results) <= {"[True]", "BusUnavailable"}
+    assert results[0::2] == ["[True]"] * 3
