@@ -182,12 +182,17 @@ class Cluster:
             self._beat(hello=True)
 
     def _plan(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + BEAT
+
         def turn() -> None:
+            if loop.time() > due + BEAT:
+                self.spare()  # this process stood still, and what was told to it waits to be read
             self._plan()
             self._beat()
             self._bury()
 
-        self._beating = asyncio.get_running_loop().call_later(BEAT, turn)
+        self._beating = loop.call_later(BEAT, turn)
 
     def _beat(self, *, hello: bool = False, process_id: str | None = None) -> None:
         beat: Json = {"op": "beat", "connections": self._connections()}

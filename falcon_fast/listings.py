@@ -151,12 +151,14 @@ class Listings:
         missing = set(others.missing)
         items: list[ConnectionInfo] = []
         position = int(slot) if slot else 0
+        asked = 0
         for process_id in sorted(totals):
             if process_id < first or not totals[process_id]:
                 continue
             begin = position if process_id == first else 0
             while begin >= 0:
-                if len(items) == limit or asyncio.get_running_loop().time() > deadline:
+                is_late = asked and asyncio.get_running_loop().time() > deadline
+                if len(items) == limit or is_late:
                     # Time is up only when others are slow; the next page goes on from here.
                     found = tuple(items)
                     return Page(
@@ -168,6 +170,7 @@ class Listings:
                     items += more
                 else:
                     args = {**wanted.to_json(), "limit": room, "start": begin}
+                    asked += 1
                     answers = await self._cluster.ask("connections", args, process_ids=[process_id])
                     missing.update(answers.missing)
                     begin = -1
@@ -286,7 +289,9 @@ class Listings:
         missing = answers.missing
         if member_id is not None and names:
             # Only the member's process has answered; the rooms may have members elsewhere too.
-            others = await self._cluster.ask("rooms", {"names": names[:limit]})
+            others = await self._cluster.ask(
+                "rooms", {"names": names[:limit]}, process_ids=answers.by_process
+            )
             missing = _sorted({*missing, *others.missing})
             parts = {process_id: _rooms_of(a) for process_id, a in others.by_process.items()}
             rooms = {one.id: one for name in names if (one := self._room_here(name)) is not None}

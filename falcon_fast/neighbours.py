@@ -28,6 +28,9 @@ RESYNC_DELAY: Final = 0.25
 MAX_WHEREABOUTS: Final = 4096
 """Connections of others whose process is remembered."""
 
+_FOR_OTHERS: Final = frozenset({CloseReason.KICKED, CloseReason.REPLACED})
+"""Why a process may have another one's connection closed."""
+
 ItemT = TypeVar("ItemT")
 
 
@@ -157,7 +160,11 @@ class Neighbours:
                     known = {name: integer(counts, name) for name in batch if name in counts}
                     self._host.rooms.set_elsewhere(process, batch, known, tell=tell)
 
-    async def _ask_present(self, users: list[str], process_id: str | None = None) -> None:
+    async def _ask_present(
+        self, users: list[str], process_id: str | None = None, *, is_news: bool = False
+    ) -> None:
+        """Ask where users are; it is news unless somebody begins to watch them just now."""
+        presence = self._host.presence
         whom = None if process_id is None else [process_id]
         for batch in _batches(users):
             answers = await self._cluster.ask("present", {"users": batch}, process_ids=whom)
@@ -167,7 +174,10 @@ class Neighbours:
                     continue
                 for user in batch:
                     rooms = frozenset(texts(found[user])) if user in found else None
-                    self._host.presence.found(user, process, rooms)
+                    if rooms is not None and is_news:
+                        presence.came(user, process, rooms)
+                    else:
+                        presence.found(user, process, rooms)
 
     def _came(self, process_id: str) -> None:
         """Another process is there: it may have been before, with members and users."""
@@ -175,7 +185,7 @@ class Neighbours:
 
     async def _look_at(self, process_id: str | None) -> None:
         await self._ask_counts(list(self._host.rooms.names()), process_id, tell=True)
-        await self._ask_present(self._host.presence.watched, process_id)
+        await self._ask_present(self._host.presence.watched, process_id, is_news=True)
 
     def _went(self, process_id: str) -> None:
         self._host.rooms.forget_process(process_id)
@@ -258,8 +268,11 @@ class Neighbours:
 
     def _close(self, process_id: str, args: Json) -> Json:
         session = self._host.find(text(args, "connection_id"))
+        reason = CloseReason(integer(args, "reason"))
+        if reason not in _FOR_OTHERS:
+            raise ValueError(f"{reason.label} is no reason to close another node's connection")
         if session is not None:
-            session.close(CloseReason(integer(args, "reason")))
+            session.close(reason)
         return {"closed": session is not None}
 
     def _direct(self, process_id: str, args: Json) -> Json:

@@ -223,6 +223,47 @@ async def test_x14_p02_a_node_that_dies_takes_its_members_and_users_along(nodes:
     assert nodes[0].gateway.cluster.nodes == 2
 
 
+async def test_p04_a_node_that_stood_still_buries_nobody_and_comes_back(nodes: Nodes) -> None:
+    ann = await nodes.connect(0, "ann", FLEET)
+    bob = await nodes.connect(1, "bob", FLEET)
+    ann.send({"type": "system", "data": {"action": "subscribe_presence", "user_id": "bob"}})
+    await turns(LATER)
+    ann.take()
+    stopped = nodes[1].gateway.cluster
+    assert stopped._beating is not None
+    handle = stopped._beating
+    handle.cancel()
+    wire = nodes.board.wires.pop(nodes[1].gateway.node_id)
+
+    def heard() -> list[str]:
+        frames = [f for f in ann.take() if f["type"] == "presence"]
+        return [f["data"]["status"] for f in frames if "user_id" in f["data"]]
+
+    for _ in range(2):
+        await asyncio.sleep(GONE - 5)
+        for client in (ann, bob):
+            client.send({"type": "heartbeat"})
+        await turns()
+    assert heard() == ["offline"]
+    nodes.board.wires[nodes[1].gateway.node_id] = wire
+    stopped._plan()
+    stopped._beat()
+    await turns(LATER)
+    assert nodes[0].gateway.cluster.nodes == stopped.nodes == 3
+    assert heard() == ["online"]
+
+
+async def test_p04_the_silence_of_a_process_that_stood_still_is_its_own(nodes: Nodes) -> None:
+    cluster = nodes[1].gateway.cluster
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, FakeTimeLoop)
+    loop.clock.advance(2 * GONE)
+    await turns(LATER)
+    assert cluster.nodes == 3
+    await asyncio.sleep(2 * GONE)
+    assert cluster.nodes == 3
+
+
 async def test_a_node_that_leaves_says_so(nodes: Nodes) -> None:
     ann = await nodes.connect(0, "ann", FLEET)
     await nodes.connect(1, "bob", FLEET)
@@ -485,6 +526,9 @@ async def test_an_operators_message_of_that_type_is_a_message(nodes: Nodes) -> N
         b'{"op":"ask","id":"1","what":"connections","args":{}}',
         b'{"op":"ask","id":"1","what":"unheard of","args":{}}',
         b'{"op":"ask","id":"1","what":"close","args":{"connection_id":"x","reason":"y"}}',
+        b'{"op":"ask","id":"1","what":"close","args":{"connection_id":"x","reason":25}}',
+        b'{"op":"ask","id":"1","what":"close","args":{"connection_id":"x","reason":99}}',
+        b'{"op":"beat","process":"somebody else","connections":1}',
         b'{"op":"tell","what":"presence","args":{"news":[["a"]]}}',
         b'{"op":"tell","what":"presence","args":{"news":7}}',
         b'{"op":"tell","what":"unheard of","args":{}}',
