@@ -291,14 +291,15 @@ class Cluster:
         question = self._question(ident, awake)
         message: Json = {"op": "ask", "id": ident, "what": what, "args": args}
         try:
-            if process_ids is None:
-                if awake:
-                    self._send(message)
-            else:
-                for process_id in awake:
-                    self._send(message, process_id)
+            if process_ids is None and awake:
+                self._send(message)
         except BusUnavailable:
-            question.done.cancel()
+            self._expect_only_ours(question)
+        for process_id in awake if process_ids is not None else ():
+            try:
+                self._send(message, process_id)
+            except BusUnavailable:
+                self._tick_off(question, process_id)
         return await self._wait(ident, question, wanted)
 
     def expect(self) -> Receipt:
@@ -346,6 +347,12 @@ class Cluster:
             self._questions.pop(ident, None)
         silent = wanted - question.answers.keys()
         return Answers(question.answers, tuple(sorted({node_of(one) for one in silent})))
+
+    def _expect_only_ours(self, question: _Question) -> None:
+        """Wait for the processes of this node only: the bus has told nobody else."""
+        for process_id in list(question.waits_for):
+            if node_of(process_id) != self.node_id:
+                self._tick_off(question, process_id)
 
     def _tick_off(self, question: _Question, process_id: str) -> None:
         question.waits_for.discard(process_id)

@@ -5,7 +5,7 @@ contract, which no signature can tell:
 
 Order
     Messages of one publisher to one target arrive in the order of the calls; every member of a room
-    on a node sees the messages of that room in one order.
+    on a process sees the messages of that room in one order.
 
 Guarantee
     Each connection gets a message at most once. `publish` hands it to this process's connections at
@@ -197,8 +197,8 @@ class Bus(Protocol):
             The number of this process's connections the frame was queued to.
 
         Raises:
-            BusUnavailable: other nodes are not told; this process's connections were. Its text
-                never holds anything private.
+            BusUnavailable: other nodes are not told; this node's connections were. Its text never
+                holds anything private.
         """
 
     def tell(self, control: bytes, node_id: str | None = None) -> None:
@@ -209,7 +209,7 @@ class Bus(Protocol):
             node_id: which node, None for all.
 
         Raises:
-            BusUnavailable: it is not sent.
+            BusUnavailable: other nodes are not told; the processes of this node were.
         """
 
     def reaches_all(self, target: Target) -> bool:

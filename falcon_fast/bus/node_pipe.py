@@ -1,0 +1,188 @@
+"""One end of the socket pair between a node process and a worker: many frames in, many out.
+
+What is sent within a turn of the loop leaves in one write at its end; what arrives is cut into
+frames, many a read. Nobody waits: what the other end does not take is kept, within limits. An end
+that takes nothing for `STALL`, or leaves more than `MAX_WAITING` lying, does not work any more, and
+the pipe ends: of messages that are not taken nobody could say later whether they were lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final, cast
+
+from falcon_fast.bus.node_wire import HEAD, MAX_BODY
+
+__all__ = ["MAX_WAITING", "STALL", "Pipe"]
+
+READ_BUFFER: Final = 262_144
+"""Octets that one read may bring."""
+
+MAX_WAITING: Final = 128 * 1024 * 1024
+"""Octets that may wait for the other end: twice the largest frame."""
+
+STALL: Final = 20.0
+"""Seconds within which the other end has to take something of what waits for it."""
+
+LOOK: Final = 1.0
+"""Seconds between two looks at whether it does."""
+
+log = logging.getLogger(__name__)
+
+
+class Pipe(asyncio.BufferedProtocol):
+    """A protocol for one end.
+
+    Args:
+        on_frame: called with the kind and the body of each frame that arrives.
+        on_end: called once, with the reason, when nothing more will arrive.
+    """
+
+    def __init__(
+        self, *, on_frame: Callable[[int, bytes], None], on_end: Callable[[str], None]
+    ) -> None:
+        self._on_frame = on_frame
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray(READ_BUFFER)
+        self._filled = 0
+        self._waiting: list[bytes] = []
+        self._emptied: asyncio.Future[None] | None = None
+        self._written = 0
+        self._taken = 0  # by the other end, when last looked at
+        self._taken_at = 0.0
+        self._look: asyncio.TimerHandle | None = None
+        self._reason = "the other end has closed it"
+        self._has_ended = False
+
+    # ------------------------------------------------------------------------------ the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin, and send what was sent before."""
+        # uvloop's transports look like asyncio's and are not derived from them.
+        self._transport = cast("asyncio.Transport", transport)
+        self._taken_at = self._loop.time()
+        self._look = self._loop.call_later(LOOK, self._look_at_it)
+        self._flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the transport."""
+        self._transport = None
+        self.resume_writing()
+        if self._look is not None:
+            self._look.cancel()
+        if not self._has_ended:
+            self._has_ended = True
+            self._on_end(self._reason)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Lend what is free of the buffer."""
+        return memoryview(self._buffer)[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what was read."""
+        self._filled += nbytes
+        view = memoryview(self._buffer)
+        begin, filled = 0, self._filled
+        needed = HEAD.size
+        try:
+            while filled - begin >= HEAD.size and not self._is_closing:
+                length, kind = HEAD.unpack_from(view, begin)
+                if length > MAX_BODY:
+                    raise ValueError(f"a frame of {length} octets")
+                end = begin + HEAD.size + length
+                if end > filled:
+                    needed = HEAD.size + length
+                    break
+                self._on_frame(kind, bytes(view[begin + HEAD.size : end]))
+                begin = end
+        except Exception:
+            log.exception("a message between processes could not be handled")
+            self.end("it sent what cannot be handled")
+            return
+        if not begin and len(self._buffer) >= needed:
+            return  # a part of a large frame: it stays where it is
+        rest = bytes(view[begin:filled])
+        size = max(READ_BUFFER, needed)
+        if len(self._buffer) != size:
+            self._buffer = bytearray(size)
+        self._buffer[: len(rest)] = rest
+        self._filled = len(rest)
+
+    def eof_received(self) -> bool:
+        """Close: the other process has ended."""
+        return False
+
+    @property
+    def _is_closing(self) -> bool:
+        return self._transport is None or self._transport.is_closing()
+
+    # ------------------------------------------------------------------------------------ sending
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame, at the end of the turn; does nothing when the pipe has ended."""
+        if self._has_ended:
+            return
+        if not self._waiting and self._transport is not None:
+            self._loop.call_soon(self._flush)
+        self._waiting.append(frame)
+
+    def _flush(self) -> None:
+        transport = self._transport
+        if transport is None or not self._waiting:
+            return
+        octets = b"".join(self._waiting)
+        self._waiting.clear()
+        if transport.is_closing():
+            return
+        if not transport.get_write_buffer_size():
+            self._taken_at = self._loop.time()  # nothing has waited until now
+        self._written += len(octets)
+        transport.write(octets)
+        if transport.get_write_buffer_size() > MAX_WAITING:
+            self.end("it takes too little of what is sent to it")
+
+    def _look_at_it(self) -> None:
+        """End it when the other end takes nothing."""
+        transport = self._transport
+        if transport is None:
+            return
+        self._look = self._loop.call_later(LOOK, self._look_at_it)
+        now = self._loop.time()
+        waiting = transport.get_write_buffer_size()
+        if not waiting or self._written - waiting != self._taken:
+            self._taken, self._taken_at = self._written - waiting, now
+        elif now - self._taken_at >= STALL:
+            self.end("it takes nothing of what is sent to it")
+
+    async def drained(self, timeout: float) -> None:
+        """Wait until the other end has taken everything, or time is up."""
+        self._flush()
+        transport = self._transport
+        if transport is None or not transport.get_write_buffer_size():
+            return
+        self._emptied = self._loop.create_future()
+        # From now on `resume_writing` means that nothing is left.
+        transport.set_write_buffer_limits(high=0)
+        await asyncio.wait([self._emptied], timeout=timeout)
+
+    def resume_writing(self) -> None:
+        """Take note that the buffer is empty; see `drained`."""
+        if self._emptied is not None and not self._emptied.done():
+            self._emptied.set_result(None)
+
+    def end(self, reason: str) -> None:
+        """End it at once; `on_end` is called in a later turn of the loop."""
+        if self._transport is not None:
+            self._reason = reason
+            self._transport.abort()
+
+    def close(self) -> None:
+        """Send what waits, then end it."""
+        self._flush()
+        if self._transport is not None:
+            self._reason = "this end has closed it"
+            self._transport.close()
