@@ -27,6 +27,7 @@ from falcon_fast.bus.redis import RedisBus
 from falcon_fast.bus.redis_address import RedisAddress
 from falcon_fast.bus.redis_registry import RedisRegistry
 from falcon_fast.clock import Clock, SystemClock
+from falcon_fast.directory import Directory
 from falcon_fast.directory.sqlite import SqliteDirectory
 from falcon_fast.errors import FalconError, SettingsError
 from falcon_fast.gateway import Gateway
@@ -46,11 +47,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server: what stands behind the two listeners."""
+    """A running server: what stands behind the two listeners.
+
+    Attributes:
+        embedded: the directory, where it is the embedded one: the only one that may be written.
+    """
 
     settings: Settings
     clock: Clock
-    directory: SqliteDirectory
+    directory: Directory
+    embedded: SqliteDirectory | None
     gateway: Gateway
     service: Service
     metrics: Metrics
@@ -142,7 +148,12 @@ async def running(
     clock = clock or SystemClock()
     keys = keys_of(settings)
     async with contextlib.AsyncExitStack() as stack:
-        directory = SqliteDirectory(settings.sqlite_path)
+        embedded: SqliteDirectory | None = None
+        directory: Directory
+        if settings.mongodb_uri is None:
+            directory = embedded = SqliteDirectory(settings.sqlite_path)
+        else:
+            directory = _mongodb(settings, settings.mongodb_uri, clock)
         await directory.start()
         stack.push_async_callback(directory.close)
         if isinstance(keys, KeySet) and settings.jwt_jwks_url is not None:
@@ -190,7 +201,16 @@ async def running(
                 cursor_key=_derived(settings, b"falcon_fast cursors"),
             )
         stack.push_async_callback(admin.close)
-        yield Server(settings, clock, directory, gateway, service, metrics, admin)
+        yield Server(settings, clock, directory, embedded, gateway, service, metrics, admin)
+
+
+def _mongodb(settings: Settings, uri: str, clock: Clock) -> Directory:
+    # Imported only where it is used: the drivers take longer to import than everything else.
+    from falcon_fast.directory.mongo import MongoDirectory
+    from falcon_fast.directory.mongo_driver import MongoStore
+
+    store = MongoStore(uri, settings.mongo_db, driver=settings.mongo_driver)
+    return MongoDirectory(store, clock=clock)
 
 
 def bus_of(
@@ -239,10 +259,6 @@ def _binding(host: str, port: int) -> Iterator[None]:
 def refuse_unsupported(settings: Settings) -> None:
     """Stop at a setting that would be ignored: nobody shall believe in a cluster that is none."""
     problems = []
-    if settings.mongodb_uri is not None:
-        problems.append(
-            "MONGODB_URI is set, but this version has no MongoDB directory yet; unset it"
-        )
     if settings.workers != 1:
         problems.append(f"FALCON_WORKERS is {settings.workers}, but this version has one worker")
     if problems:
@@ -298,8 +314,8 @@ async def _serve(settings: Settings, *, dev: bool) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
     async with running(settings) as server:
-        if dev:
-            found = await server.directory.run(demo.seed)
+        if dev and server.embedded is not None:
+            found = await server.embedded.run(demo.seed)
             print(
                 demo.banner(
                     found,

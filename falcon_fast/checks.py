@@ -17,7 +17,7 @@ from typing import Final
 from falcon_fast._version import __version__
 from falcon_fast.bus.redis_facts import facts
 from falcon_fast.directory.sqlite_store import MEMORY, SqliteStore
-from falcon_fast.errors import FalconError, KeysUnavailable
+from falcon_fast.errors import DirectoryUnavailable, FalconError, KeysUnavailable
 from falcon_fast.jwks import fetch
 from falcon_fast.keys import KeySet, PinnedKeys, keys_of
 from falcon_fast.settings import Settings
@@ -46,7 +46,10 @@ class Result:
 def results(settings: Settings) -> Iterator[Result]:
     """Try everything the server needs, one after the other."""
     yield _tried("tokens", _tokens, settings)
-    yield _tried("users and groups", _directory, settings)
+    if settings.mongodb_uri is None:
+        yield _tried("users and groups", _directory, settings)
+    else:
+        yield from _mongodb(settings, settings.mongodb_uri)
     yield _tried("other nodes", _bus, settings)
     yield _tried("certificate", _certificate, settings)
     yield _tried(
@@ -94,11 +97,6 @@ def _tokens(settings: Settings) -> str:
 
 
 def _directory(settings: Settings) -> str:
-    if settings.mongodb_uri:
-        raise _Problem(
-            f"MONGODB_URI is set, but falcon_fast {__version__} keeps users and groups in SQLite "
-            "only; unset it"
-        )
     path = settings.sqlite_path
     if path == MEMORY:
         return "kept in memory, and gone when the server stops"
@@ -113,6 +111,42 @@ def _directory(settings: Settings) -> str:
         f"{path} opens and answers: users {found.users}, characters {found.characters}, "
         f"groups {found.groups}"
     )
+
+
+def _mongodb(settings: Settings, uri: str) -> Iterator[Result]:
+    # Late, since the drivers take longer to import than everything else.
+    from falcon_fast.directory.mongo_check import examine
+    from falcon_fast.directory.mongo_driver import MongoStore
+
+    store = MongoStore(uri, settings.mongo_db, driver=settings.mongo_driver)
+    try:
+        found = asyncio.run(examine(store))
+    except DirectoryUnavailable as problem:
+        yield Result(False, "users and groups", str(problem))
+        return
+    counts = ", ".join(f"{name} {size}" for name, size in sorted(found.sizes.items()))
+    yield Result(True, "users and groups", f"database {settings.mongo_db} answers: {counts}")
+    if found.has_streams:
+        yield Result(True, "changes", "followed with a change stream, and compared every minute")
+    else:
+        yield Result(
+            True,
+            "changes",
+            "this MongoDB has no change streams, or not for this user: the server asks for new "
+            "updated_at every second and compares every minute. A replica set, of one member too, "
+            "tells changes at once",
+        )
+    if found.missing is None:
+        yield Result(True, "indexes", "this user may not list them")
+    elif found.missing:
+        yield Result(
+            False,
+            "indexes",
+            "missing, so every question reads a whole collection; create them in the shell: "
+            + "; ".join(found.missing),
+        )
+    else:
+        yield Result(True, "indexes", "all that questions need are there")
 
 
 def _bus(settings: Settings) -> str:

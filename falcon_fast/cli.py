@@ -509,6 +509,14 @@ def _serve(arguments: argparse.Namespace) -> int:
     dev: bool = arguments.dev
     settings = Settings.from_environ(os.environ, require_secret=not dev)
     if dev:
+        if settings.mongodb_uri:
+            raise SettingsError(
+                [
+                    "MONGODB_URI: set, so users and groups come from MongoDB, which is never "
+                    "written; allowed with --dev: not set, since demo users are put into the "
+                    "SQLite file. Without --dev the server uses MongoDB"
+                ]
+            )
         settings = _for_development(settings)
     try:
         from falcon_fast.app import run

@@ -18,6 +18,9 @@ NODE_MODULES = ROOT / ".cache" / "node" / "node_modules"
 REQUIRE_ALL = os.environ.get("FALCON_REQUIRE_ALL") == "1"
 """True where everything is expected to be installed, so that nothing is left out unseen."""
 
+MONGODB_URI = os.environ.get("FALCON_TEST_MONGODB_URI", "")
+"""A real MongoDB, a replica set of one member at least, to test against instead of SecantusDB."""
+
 FUZZ_EXAMPLES = int(os.environ.get("FALCON_FUZZ_EXAMPLES", "0"))
 """Inputs each fuzz test makes, for long runs; 0 leaves the number to the test."""
 

@@ -146,19 +146,13 @@ def test_directory_that_is_broken(tmp_path: Path) -> None:
     ("what", "changes", "explanation"),
     [
         (
-            "users and groups",
-            {"mongodb_uri": "mongodb://root:hunter2@db/"},
-            f"MONGODB_URI is set, but falcon_fast {__version__} keeps users and groups in SQLite "
-            "only; unset it",
-        ),
-        (
             "other nodes",
             {"workers": 4},
             f"FALCON_WORKERS is 4, but falcon_fast {__version__} runs as a single process; set it "
             "to 1",
         ),
     ],
-    ids=["mongodb", "workers"],
+    ids=["workers"],
 )
 def test_what_this_version_does_not_have(
     what: str, changes: dict[str, object], explanation: str

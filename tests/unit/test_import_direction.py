@@ -24,6 +24,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         *("auth", "cluster", "deflate", "handshake", "head", "jwks", "keys"),
         *("presence", "rooms", "session", "throttle"),
+        *(
+            "directory.breaker",
+            "directory.mongo",
+            "directory.mongo_check",
+            "directory.mongo_driver",
+        ),
+        *("directory.mongo_follow", "directory.mongo_lookup", "directory.mongo_rows"),
         *("directory.sqlite", "directory.sqlite_store"),
         *("bus.hub", "bus.node_link", "bus.node_pipe", "bus.node_wire"),
         *("bus.memory", "bus.positions", "bus.redis", "bus.redis_address", "bus.redis_keeper"),
@@ -64,6 +71,8 @@ PURE = frozenset(
         "clock",
         "codes",
         "deflate",
+        "directory.breaker",
+        "directory.mongo_rows",
         "envelope",
         "errors",
         "handshake",
@@ -81,15 +90,15 @@ LOOP_AND_SOCKETS = frozenset({"asyncio", "picows", "select", "selectors", "socke
 # A package of other makers -> the only modules that may import it.
 ROOMS_OF_PACKAGES: dict[str, frozenset[str]] = {
     "aiohttp": frozenset({"admin", "admin.*", "jwks"}),
-    "bson": frozenset({"directory.mongo"}),
+    "bson": frozenset({"directory.mongo_driver"}),
     "cryptography": frozenset({"keys"}),
     "hiredis": frozenset({"bus.redis_link", "bus.redis_listener", "bus.redis_publisher"}),
     "jwt": frozenset({"auth", "keys"}),
-    "motor": frozenset({"directory.mongo"}),
+    "motor": frozenset({"directory.mongo_driver"}),
     "openapi_pydantic": frozenset({"admin.openapi"}),
     "pydantic": frozenset({"admin.*"}),
     "prometheus_client": frozenset({"metrics"}),
-    "pymongo": frozenset({"directory.mongo"}),
+    "pymongo": frozenset({"directory.mongo_driver"}),
     "redis": frozenset(
         {
             "bus.redis",
