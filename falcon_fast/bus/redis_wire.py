@@ -385,7 +385,7 @@ def read_foreign(payload: bytes, stream: int) -> Foreign:
         raise Refused("its envelope is of another version")
     if type(seq) is not int or type(epoch) is not int or not _is_number(seq, epoch):
         raise Refused("its number is none")
-    target, ident = _target(parsed, message, stream)
+    target, ident = _target(parsed, stream)
     # What stood there before may be anything; in a tuple it is not taken for a number of ours.
     restore: object = (parsed["was"],) if "was" in parsed else parsed.get("undo")
     frame = _frame(message, target, ident, restore, stream >= FIRST_SHARD)
@@ -420,16 +420,15 @@ def _original_target(message: object, stream: int) -> tuple[Target, str]:
     return target, ident
 
 
-def _target(parsed: Mapping[str, object], message: object, stream: int) -> tuple[Target, str]:
-    for kind, target in _TARGET_OF.items():
-        if kind and kind in parsed:
-            ident = parsed[kind]
-            if target not in TARGETS_OF[min(stream, FIRST_SHARD)]:
-                raise Refused("it came where such a message does not go")
-            if type(ident) is not str or not is_ident(target, ident):
-                raise Refused("it does not say whom it is for")
-            return target, ident
-    return _original_target(message, stream)
+def _target(parsed: Mapping[str, object], stream: int) -> tuple[Target, str]:
+    """Find out whom a message of ours is for."""
+    kind = next((kind for kind in _TARGET_OF if kind in parsed), "")
+    target, ident = _TARGET_OF[kind], parsed.get(kind, "")
+    if target not in TARGETS_OF[min(stream, FIRST_SHARD)]:
+        raise Refused("it came where such a message does not go")
+    if type(ident) is not str or not is_ident(target, ident):
+        raise Refused("it does not say whom it is for")
+    return target, ident
 
 
 TARGETS_OF: Final = (

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
 import pytest
 
 from falcon_fast.bus import Target
-from falcon_fast.bus.redis import RedisBus
-from falcon_fast.bus.redis_address import RedisAddress
-from falcon_fast.clock import SystemClock
 from falcon_fast.errors import BusUnavailable
-from falcon_fast.identity import new_id
 
-from ..support.bus import FakeReceiver
 from ..support.fault_proxy import FaultProxy, Side
+from ..support.original_node import OriginalNode
+from ..support.party import ROOM, party, until
 from ..support.redis_server import RedisServer
 
 pytestmark = pytest.mark.integration
-
-ROOM = "group:" + "0" * 23 + "1"
-SECRET = b"a secret of the cluster, 32 bytes"
 
 
 @pytest.fixture(scope="module")
@@ -39,49 +32,6 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 def proxy(redis: RedisServer) -> Iterator[FaultProxy]:
     with FaultProxy(redis.address) as proxy:
         yield proxy
-
-
-class Party(FakeReceiver):
-    """A node's bus and what it was told."""
-
-    def __init__(self, url: str, secret: bytes = SECRET) -> None:
-        super().__init__(ROOM)
-        self.id = new_id()
-        self.bus = RedisBus(
-            RedisAddress(url), node_id=self.id, clock=SystemClock(), secrets=[secret]
-        )
-
-    def say(self, number: int) -> None:
-        frame = orjson.dumps({"type": "message", "room": ROOM, "data": {"n": number}})
-        self.bus.publish(Target.ROOM, ROOM, frame)
-
-    @property
-    def numbers(self) -> list[int]:
-        frames = [orjson.loads(frame)["data"] for _, _, frame in self.delivered]
-        return [data["n"] for data in frames if "n" in data]
-
-    @property
-    def missed(self) -> int:
-        return sum(loss.number for loss in self.losses)
-
-
-@contextlib.asynccontextmanager
-async def party(url: str, **kwargs: bytes) -> AsyncIterator[Party]:
-    one = Party(url, **kwargs)
-    await one.bus.start(one)
-    try:
-        yield one
-    finally:
-        await one.bus.close()
-
-
-async def until(condition: Callable[[], object], what: str, within: float = 5.0) -> float:
-    """Wait for something; returns the seconds it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < within, f"{what}: not within {within} s"
-        await asyncio.sleep(0.01)
-    return time.monotonic() - began
 
 
 async def test_messages_words_and_receipts_arrive_once_and_in_order(redis: RedisServer) -> None:
@@ -137,6 +87,77 @@ async def test_x05_blackholed(redis: RedisServer, proxy: FaultProxy) -> None:
         await until(lambda: ann.bus.is_available, "back", 5.0)
         await until(lambda: ann.missed and bob.missed, "told of the loss", 5.0)
         assert (ann.missed, bob.missed) == (1, 1)
+
+
+async def test_x02_redis_restarted(tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as server:
+        async with party(server.url) as ann, party(server.url) as bob, party(server.url) as carl:
+            ann.say(0)
+            await until(lambda: bob.numbers == carl.numbers == [0], "a message")
+            await asyncio.to_thread(server.kill)
+            await until(lambda: not ann.bus.is_available, "degraded")
+            for number in (1, 2, 3):
+                with pytest.raises(BusUnavailable):
+                    ann.say(number)
+            await asyncio.sleep(2.5)
+            await asyncio.to_thread(server.start)
+            for one in (bob, carl):
+                await until(lambda one=one: one.missed, "told of the loss")  # type: ignore[misc]
+            await until(lambda: ann.bus.is_available, "back")
+            ann.say(4)
+            await until(lambda: bob.numbers == carl.numbers == [0, 4], "the next message")
+            assert [(loss.node_id, loss.number) for loss in bob.losses] == [(ann.id, 3)]
+            assert [(loss.node_id, loss.number) for loss in carl.losses] == [(ann.id, 3)]
+            assert ann.losses == []
+
+
+async def test_x04_cut_for_reading_too_slowly(redis: RedisServer) -> None:
+    async with party(redis.url) as ann:
+        redis.limit_subscribers(100_000)
+        try:
+            ann.bus._main.listener.keeper.link._transport.pause_reading()  # type: ignore[union-attr]
+            with redis.client() as client:
+                noise = {"server_id": "node-1", "epoch": int(time.time() * 1000), "v": 1}
+                message = {"type": "message", "data": {"x": "x" * 50_000}}
+                for seq in range(1, 201):
+                    envelope = {**noise, "seq": seq, "message": message}
+                    client.publish("websocket:system", orjson.dumps(envelope))
+                await until(lambda: not ann.bus.is_available, "the cut is noticed")
+                await until(lambda: ann.bus.is_available, "back")
+                envelope = {**noise, "seq": 201, "message": message}
+                client.publish("websocket:system", orjson.dumps(envelope))
+                await until(lambda: ann.losses, "the loss")
+                assert ann.missed + len(ann.delivered) == 201
+        finally:
+            redis.limit_subscribers(33_554_432, 8_388_608, 60)
+
+
+async def test_nodes_of_the_original_take_part(redis: RedisServer) -> None:
+    with OriginalNode(redis) as old:
+        member = old.connect("carl", ROOM)
+        async with party(redis.url) as ann:
+            ann.rooms.add("user:dora")
+            ann.say(1)
+            presence = b'{"type":"presence","data":{"status":"online"}}'
+            ann.bus.publish(Target.USER, "carl", presence)
+            ann.bus.publish(Target.ALL, "", b'{"type":"backend_status","data":{}}')
+            await until(lambda: len(member.messages) == 3, "what is for it")
+            assert [message["type"] for message in member.messages] == [
+                *("message", "presence", "backend_status")
+            ]
+            ann.delivered.clear()
+            old.send_to_room(ROOM, "message", {"n": 2})
+            old.send_to_user("dora", "presence", {"status": "online"})
+            old.broadcast("notification", {"n": 3})
+            old.send_system("backend_status", {"n": 4})
+            await until(lambda: len(ann.delivered) == 4, "what the original says")
+            targets = [(target, ident) for target, ident, _ in ann.delivered]
+            assert sorted(targets, key=str) == sorted(
+                [(Target.ROOM, ROOM), (Target.USER, "dora"), (Target.ALL, ""), (Target.ALL, "")],
+                key=str,
+            )
+            assert len(ann.bus.strangers()) == 1
+            assert len(member.messages) >= 3
 
 
 @pytest.mark.parametrize("towards", list(Side))
