@@ -16,7 +16,15 @@ from falcon_fast.bus import Loss, Target
 from falcon_fast.bus import redis_publisher as publisher_module
 from falcon_fast.bus.redis import ANNOUNCE_INTERVAL, STRANGER_KEPT, RedisBus
 from falcon_fast.bus.redis_address import RedisAddress, ShardOwners
-from falcon_fast.bus.redis_wire import CHANNELS, NODES, Seal, Writer, node_channel, shard_channel
+from falcon_fast.bus.redis_wire import (
+    CHANNELS,
+    NODES,
+    Seal,
+    Writer,
+    node_channel,
+    pack_members,
+    shard_channel,
+)
 from falcon_fast.bus.shards import LINGER, SHARDS, shard_of
 from falcon_fast.errors import BusUnavailable, SettingsError
 
@@ -152,7 +160,7 @@ async def test_channels_and_envelopes_are_the_originals(redis: FakeRedis, join: 
             {
                 **ours,
                 "room": ROOM,
-                "members": 3,
+                "members": pack_members(3, None),
                 "message": orjson.loads(frame(1)),
                 "timestamp": stamp,
             },
