@@ -203,7 +203,11 @@ async def _carry_out(call: Call, desk: Desk) -> bytes:
         raise Problem(503, NO_DIRECTORY) from None
     # Clients' messages go first: each step of a page is a turn of the loop of its own.
     await asyncio.sleep(0)
-    return answer.to_json()
+    pieces = []
+    for piece in answer.pieces():
+        pieces.append(piece)
+        await asyncio.sleep(0)
+    return b"".join(pieces)
 
 
 async def _parts(

@@ -26,9 +26,6 @@ RequestT = TypeVar("RequestT", bound=schemas.Request)
 ItemT = TypeVar("ItemT")
 EntryT = TypeVar("EntryT")
 
-AT_A_TIME: Final = 16
-"""Entries of a page that are made before the loop gets its turn."""
-
 BROADCAST_TEXT: Final = "Message broadcast successfully"
 CONNECTION_TEXT: Final = "Direct message sent successfully"
 USER_TEXT: Final = "User message sent successfully"
@@ -212,7 +209,7 @@ async def _described(of: Callable[[ItemT], EntryT], items: Iterable[ItemT]) -> l
     entries = []
     for item in items:
         entries.append(of(item))
-        if len(entries) % AT_A_TIME == 0:
+        if len(entries) % schemas.AT_A_TIME == 0:
             await asyncio.sleep(0)
     return entries
 

@@ -7,7 +7,7 @@ of an error (``body.type``, ``query.limit``) is the way to it through the model.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Final, Literal
 
 from pydantic import (
@@ -55,6 +55,9 @@ __all__ = [
 
 MAX_CHARACTER_ID: Final = 2**63 - 1
 """Ids are signed 64-bit integers in every store."""
+
+AT_A_TIME: Final = 8
+"""Entries of a page that are made or written before the loop gets its turn."""
 
 MAX_CURSOR_CHARACTERS: Final = 128
 """A cursor of ours is shorter; the limit keeps a forged one from being decoded at all."""
@@ -261,6 +264,10 @@ class Answer(_Model):
         """Return the body of the answer; keys that have nothing to say are left out."""
         return self.model_dump_json(exclude_none=True).encode()
 
+    def pieces(self) -> Iterator[bytes]:
+        """Return the same body in pieces, none of which takes long to make."""
+        yield self.to_json()
+
 
 class ConnectionInfo(Answer):
     """A connection; `last_ping` is when its client was last heard of."""
@@ -338,6 +345,16 @@ Partial = Annotated[
 ]
 
 
+def _pieces(page: Answer, name: str, entries: Sequence[Answer]) -> Iterator[bytes]:
+    """Write a page whose first key is `name` a few entries at a time."""
+    before, _, behind = page.model_copy(update={name: []}).to_json().partition(b"[]")
+    yield before + b"["
+    for begin in range(0, len(entries), AT_A_TIME):
+        part = b",".join([entry.to_json() for entry in entries[begin : begin + AT_A_TIME]])
+        yield b"," + part if begin else part
+    yield b"]" + behind
+
+
 class ConnectionList(Answer):
     """A page of connections."""
 
@@ -345,6 +362,10 @@ class ConnectionList(Answer):
     total: Total
     next_cursor: NextCursor = None
     partial: Partial = None
+
+    def pieces(self) -> Iterator[bytes]:
+        """See `Answer.pieces`."""
+        return _pieces(self, "connections", self.connections)
 
 
 class ConnectionAnswer(Answer):
@@ -360,6 +381,10 @@ class RoomList(Answer):
     total: Total
     next_cursor: NextCursor = None
     partial: Partial = None
+
+    def pieces(self) -> Iterator[bytes]:
+        """See `Answer.pieces`."""
+        return _pieces(self, "rooms", self.rooms)
 
 
 class RoomAnswer(Answer):

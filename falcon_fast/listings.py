@@ -19,7 +19,7 @@ from falcon_fast.session import Session, State
 
 __all__ = ["ConnectionInfo", "Listings", "Page", "RoomDetails"]
 
-AT_A_TIME: Final = 16
+AT_A_TIME: Final = 8
 """Entries made before the loop gets its turn."""
 
 NAMES_AT_A_TIME: Final = 4096

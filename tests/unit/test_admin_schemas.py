@@ -58,6 +58,20 @@ def test_a_room_is_written_as_the_contract_says() -> None:
     )
 
 
+@pytest.mark.parametrize("entries", [0, 1, schemas.AT_A_TIME, 3 * schemas.AT_A_TIME + 1])
+def test_a_page_is_the_same_in_pieces(entries: int) -> None:
+    connections = [schemas.ConnectionInfo.of(CONNECTION)] * entries
+    rooms = [schemas.RoomInfo.of(ROOM)] * entries
+    partial = schemas.nodes(("n2",))
+    for page in (
+        schemas.ConnectionList(connections=connections, total=9, next_cursor="[]"),
+        schemas.RoomList(rooms=rooms, total=9, partial=partial),
+    ):
+        pieces = list(page.pieces())
+        assert b"".join(pieces) == page.to_json()
+        assert all(piece.count(b'"id"') <= schemas.AT_A_TIME for piece in pieces)
+
+
 def test_keys_without_a_value_are_left_out_and_empty_lists_are_not() -> None:
     assert schemas.RoomList(rooms=[], total=0).to_json() == b'{"rooms":[],"total":0}'
     page = schemas.RoomList(rooms=[], total=0, next_cursor="x", partial=schemas.nodes(("n2",)))
