@@ -41,7 +41,7 @@ from falcon_fast.session import Session, State
 from falcon_fast.settings import MAX_SLOTS, Settings
 from falcon_fast.statistics import Health, Histogram, Statistics, status_document
 from falcon_fast.throttle import Throttle
-from falcon_fast.upgrade import adopt, listen, plain_answer, server_port
+from falcon_fast.upgrade import Listener, adopt, listen, plain_answer, server_port
 
 __all__ = ["Gateway"]
 
@@ -230,7 +230,7 @@ class Gateway:
         self._pending: set[Session] = set()
         self._entered: set[Session] = set()
         self._follows: dict[str, asyncio.Future[None]] = {}
-        self._server: asyncio.Server | None = None
+        self._server: Listener | None = None
         self._counting: asyncio.TimerHandle | None = None
         self._alone = alone
         self._draining = False
@@ -258,7 +258,12 @@ class Gateway:
         self._driver.start()
         self._count_rooms()
         self._server = await listen(
-            self, host=self._settings.host, port=self._settings.port, tls=self._tls
+            self,
+            host=self._settings.host,
+            port=self._settings.port,
+            tls=self._tls,
+            adopts=self.core.epoll_fd >= 0,
+            greets=True,
         )
 
     @property

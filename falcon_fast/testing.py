@@ -30,7 +30,7 @@ from falcon_fast.handshake import (
     upgrade,
 )
 from falcon_fast.identity import Identity
-from falcon_fast.upgrade import adopt, listen, plain_answer, server_port
+from falcon_fast.upgrade import Listener, adopt, listen, plain_answer, server_port
 
 __all__ = ["EchoServer", "main"]
 
@@ -101,7 +101,7 @@ class EchoServer:
         )
         self._driver = CoreDriver(self.core, loop)
         self._tls = tls
-        self._server: asyncio.Server | None = None
+        self._server: Listener | None = None
 
     async def start(self, *, host: str = "127.0.0.1", port: int = 0) -> int:
         """Begin to accept connections; returns the port.
@@ -110,7 +110,9 @@ class EchoServer:
             OSError: the address cannot be bound.
         """
         self._driver.start()
-        self._server = await listen(self, host=host, port=port, tls=self._tls)
+        self._server = await listen(
+            self, host=host, port=port, tls=self._tls, adopts=self.core.epoll_fd >= 0
+        )
         return server_port(self._server)
 
     async def close(self) -> None:

@@ -19,6 +19,7 @@ import logging
 import os
 import socket
 import ssl
+from collections.abc import Sequence
 from typing import Final, Protocol, TypeVar, cast
 
 from picows import WSListener, WSTransport, WSUpgradeResponse, WSUpgradeResponseWithListener
@@ -26,6 +27,7 @@ from picows.picows import WSAutoPingStrategy, WSProtocol  # type: ignore[attr-de
 
 from falcon_fast._core import Core
 from falcon_fast.deflate import Deflate
+from falcon_fast.doorstep import Doorstep, Visitor
 from falcon_fast.handshake import (
     INTERNAL_ERROR,
     Accept,
@@ -38,7 +40,7 @@ from falcon_fast.handshake import (
 )
 from falcon_fast.head import BAD_HEAD, HEAD_TOO_LARGE
 
-__all__ = ["Door", "HeadReader", "adopt", "listen", "plain_answer"]
+__all__ = ["Door", "HeadReader", "Listener", "adopt", "listen", "plain_answer"]
 
 READ_BUFFER: Final = 65_536
 """Octets one read may bring: a head, and what a hasty client sent behind it."""
@@ -82,6 +84,17 @@ class Door(Protocol):
 
     def refused(self, refuse: Refuse) -> None:
         """Take note of a refusal."""
+
+
+class Listener(Protocol):
+    """What `listen` returns."""
+
+    @property
+    def sockets(self) -> Sequence[socket.socket]:
+        """The listening sockets."""
+
+    def close(self) -> None:
+        """Stop listening."""
 
 
 class _Quiet:
@@ -384,6 +397,10 @@ def adopt(
         ConnectionError: the core has no slot left; the transport is as it was.
     """
     window = 0 if deflate is None else deflate.window
+    if isinstance(transport, Visitor):
+        return core.adopt_socket(
+            transport.detach(), owner, early=early, paused=paused, deflate=window
+        )
     is_plain = transport.get_extra_info("ssl_object") is None
     if is_plain and core.epoll_fd >= 0 and not transport.get_write_buffer_size():
         fd = os.dup(transport.get_extra_info("socket").fileno())
@@ -402,7 +419,9 @@ async def listen(
     port: int,
     tls: ssl.SSLContext | None = None,
     reuse_port: bool = False,
-) -> asyncio.Server:
+    adopts: bool = False,
+    greets: bool = False,
+) -> Listener:
     """Open a listening socket whose connections are read by `HeadReader`.
 
     Args:
@@ -411,26 +430,43 @@ async def listen(
         port: the port; 0 for any free one.
         tls: the certificate to use, or None for plain connections.
         reuse_port: share the port with other processes.
+        adopts: `door` takes sockets away from their transports, where there is no TLS.
+        greets: `door` sends something to each connection as soon as it is born.
 
     Raises:
         OSError: the address cannot be bound.
     """
     loop = asyncio.get_running_loop()
-    return await loop.create_server(
+    is_ours = adopts and tls is None
+    server = await loop.create_server(
         lambda: HeadReader(door, loop),
         host or None,
         port,
         ssl=tls,
         backlog=BACKLOG,
         reuse_port=reuse_port or None,
+        start_serving=not is_ours,
         # Without this a TLS client could take a minute over its handshake.
         ssl_handshake_timeout=door.handshake_timeout / 2 if tls else None,
         # And a refused one half a minute over its goodbye.
         ssl_shutdown_timeout=LINGER if tls else None,
     )
+    if not is_ours:
+        return server
+    # The loop has found the addresses and bound them; the rest is done without it.
+    try:
+        return Doorstep(
+            server.sockets,
+            lambda: HeadReader(door, loop),
+            loop,
+            backlog=BACKLOG,
+            greets=greets,
+        )
+    finally:
+        server.close()
 
 
-def server_port(server: asyncio.Server) -> int:
+def server_port(server: Listener) -> int:
     """Return the port a server listens on."""
     address = server.sockets[0].getsockname()
     return int(address[1]) if server.sockets[0].family != socket.AF_UNIX else 0

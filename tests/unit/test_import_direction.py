@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("bus.redis_link", "bus.redis_listener", "bus.redis_pair", "bus.redis_publisher"),
         *("bus.redis_facts", "bus.redis_registry", "bus.redis_wire", "bus.shards"),
     ),
-    ("driver", "gateway", "neighbours", "registrar", "upgrade"),
+    ("doorstep", "driver", "gateway", "neighbours", "registrar", "upgrade"),
     ("listings", "metrics", "service"),
     (
         *("admin", "admin.app", "admin.cursors", "admin.examples", "admin.listener"),
