@@ -22,13 +22,17 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import CompileError
+from setuptools.errors import CompileError, LinkError
 
 PACKAGE = Path("falcon_fast")
 
+RUNTIME_ZLIB = "-l:libz.so.1"
+"""The library as programs find it, without the link that a development package adds."""
+
 NO_ZLIB = (
-    "falcon_fast cannot be built: zlib.h was not found. It is in zlib1g-dev (Debian, Ubuntu), "
-    "zlib-devel (Fedora, RHEL), zlib-dev (Alpine), or Xcode's command line tools (macOS)."
+    "falcon_fast cannot be built: neither zlib.h nor the library libz.so.1 was found. They are in "
+    "zlib1g-dev (Debian, Ubuntu), zlib-devel (Fedora, RHEL), zlib-dev (Alpine), or Xcode's command "
+    "line tools (macOS)."
 )
 
 # What a debug build turns round, whatever the head of the .pyx says.
@@ -83,15 +87,35 @@ class BuildCore(build_ext):
         }
 
     def build_extensions(self) -> None:
-        """Make sure that zlib can be compiled against before anything else is tried."""
+        """Find zlib before anything else is tried.
+
+        A machine with a Python and a compiler has the library, but maybe not the header that
+        belongs to it: then the core declares by itself what it uses, and links with the library
+        under the name it has at run time.
+        """
+        if not self._can_build("#include <zlib.h>", ["-lz"]):
+            declared = (PACKAGE / "_zlib.h").resolve()
+            if not self._can_build(f'#include "{declared}"', [RUNTIME_ZLIB]):
+                raise SystemExit(NO_ZLIB)
+            for ext in self.extensions:
+                ext.define_macros.append(("FALCON_OWN_ZLIB_H", "1"))
+                ext.libraries.remove("z")
+                ext.extra_link_args.append(RUNTIME_ZLIB)
+        super().build_extensions()
+
+    def _can_build(self, include: str, libraries: list[str]) -> bool:
+        """Compile and link a program that asks zlib for its version."""
         probe = Path(self.build_temp) / "zlib_probe.c"
         probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.write_text("#include <zlib.h>\nint main(void) { return zlibVersion() == 0; }\n")
+        probe.write_text(f"{include}\nint main(void) {{ return zlibVersion() == 0; }}\n")
         try:
-            self.compiler.compile([str(probe)], output_dir=str(probe.parent))
-        except CompileError:
-            raise SystemExit(NO_ZLIB) from None
-        super().build_extensions()
+            objects = self.compiler.compile([str(probe)])
+            self.compiler.link_executable(
+                objects, str(probe.with_suffix("")), extra_postargs=libraries
+            )
+        except (CompileError, LinkError):
+            return False
+        return True
 
     def build_extension(self, ext: Extension) -> None:
         """Build the extension, in a debug build from a copy with a changed head.
@@ -142,7 +166,7 @@ def core() -> Extension:
         libraries=["z"],
         undef_macros=["NDEBUG"] if DEBUG else [],
         extra_compile_args=[*(["-O1", "-g"] if DEBUG else ["-O3", "-g0"]), *SANITIZE],
-        extra_link_args=SANITIZE,
+        extra_link_args=list(SANITIZE),
     )
 
 

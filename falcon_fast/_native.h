@@ -11,8 +11,12 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifdef FALCON_OWN_ZLIB_H
+#include "_zlib.h"
+#else
 #define ZLIB_CONST
 #include <zlib.h>
+#endif
 
 #ifdef __linux__
 #include <sys/epoll.h>
