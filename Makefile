@@ -17,7 +17,8 @@ export PATH := $(CURDIR)/$(BIN):$(CURDIR)/$(NODE)/node_modules/.bin:$(PATH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run cluster test check format bench bench-micro wheel coverage node-tools clean
+.PHONY: help run cluster test check format bench bench-micro instructions wheel coverage node-tools \
+        clean
 
 help:
 	@echo 'make run         start a server with demo users; prints what to paste into a client'
@@ -27,6 +28,7 @@ help:
 	@echo 'make format      let ruff format and mend what it can'
 	@echo 'make bench       run the benchmarks on real sockets'
 	@echo 'make bench-micro run the benchmarks of single functions'
+	@echo 'make instructions  compare the core with its baseline of instruction counts'
 	@echo 'make wheel       build the sdist, the wheel from it, and try the wheel in a fresh venv'
 	@echo 'make coverage    run the tests with line tracing in the native core'
 	@echo 'make node-tools  install wscat and ws for the tests with clients on Node'
@@ -54,11 +56,16 @@ format: $(VENV)/.tools
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.tools $(VENV)/.installed
-	set -e; for scenario in density fanout echo upgrades admin; do \
+	set -e; for scenario in density fanout echo upgrades admin broadcast rooms idle storm large \
+	        stalled presence; do \
 	    $(BIN)/python -m benchmarks run $$scenario; done
 
 bench-micro: $(VENV)/.tools $(VENV)/.installed
 	$(BIN)/python -m benchmarks micro
+
+# Needs valgrind. Other interpreters and compilers than the baseline's are reported, not judged.
+instructions: $(VENV)/.tools $(VENV)/.installed
+	$(BIN)/python -m benchmarks instructions
 
 # The wheel is built from the sdist, never from the tree: only so is it known that the sdist is whole.
 wheel: $(VENV)/.tools

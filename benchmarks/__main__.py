@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks list`, `run SCENARIO`, `peers` and `micro`."""
+"""The command line of the benchmarks: `list`, `run`, `peers`, `micro` and `instructions`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.instructions.count import instructions
 from benchmarks.macro import machine, peers_table, report
 from benchmarks.macro.control import LOOPS
 from benchmarks.macro.errors import BenchmarkError
@@ -23,7 +24,7 @@ MICRO = Path(__file__).parent / "micro"
 
 
 #: Scenarios that know all peers.
-COMPARED = ("broadcast", "rooms")
+COMPARED = ("broadcast", "rooms", "idle", "storm", "large", "stalled", "echo")
 
 
 def names(text: str) -> list[str]:
@@ -101,6 +102,10 @@ def parser() -> argparse.ArgumentParser:
         options_of_a_run(command)
     micro = commands.add_parser("micro", help="run the micro benchmarks (pytest-benchmark)")
     micro.add_argument("pytest", nargs="*", help="files, and behind -- options of pytest")
+    counts = commands.add_parser(
+        "instructions", help="compare the core's instruction counts with the baseline (callgrind)"
+    )
+    counts.add_argument("--update", action="store_true", help="write the baseline instead")
     return root
 
 
@@ -142,6 +147,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.command == "micro":
         return micro(options.pytest)
+    if options.command == "instructions":
+        try:
+            return instructions(update=options.update)
+        except BenchmarkError as error:
+            print(f"benchmarks: {error}", file=sys.stderr)
+            return 2
     if options.command == "peers" and options.install:
         failures = install(say)
         for failure in failures:

@@ -66,7 +66,7 @@ class Dialect:
     """
 
     path: str = "/room/{room}"
-    message: str = "{stamp}{pad}"
+    message: str = "{pad}{stamp}"
     setup: tuple[str, ...] = ()
     pong: tuple[str, str] | None = None
 
@@ -112,7 +112,7 @@ class Contender:
 CENTRIFUGO = Dialect(
     path="/connection/websocket",
     setup=('{"id":1,"connect":{}}', '{"id":2,"subscribe":{"channel":"{room}"}}'),
-    message='{"id":3,"publish":{"channel":"{room}","data":"{stamp}{pad}"}}',
+    message='{"id":3,"publish":{"channel":"{room}","data":"{pad}{stamp}"}}',
     pong=("{}", "{}"),
 )
 #: Texts of the NATS protocol; a message is "PUB subject size" and its payload.
@@ -122,14 +122,14 @@ NATS = Dialect(
         r'CONNECT {"verbose":false,"pedantic":false,"protocol":1}\r\n',
         r"SUB room.{room} 1\r\n",
     ),
-    message=r"PUB room.{room} {size}\r\n{stamp}{pad}\r\n",
+    message=r"PUB room.{room} {size}\r\n{pad}{stamp}\r\n",
     pong=(r"PING\r\n", r"PONG\r\n"),
 )
 #: Packets of Engine.IO and, in them, of Socket.IO: 40 connects, 42 is an event, 2 and 3 ping.
 SOCKETIO = Dialect(
     path="/socket.io/?EIO=4&transport=websocket&room={room}",
     setup=("40",),
-    message='42["say","{stamp}{pad}"]',
+    message='42["say","{pad}{stamp}"]',
     pong=("2", "3"),
 )
 PLAIN = Dialect()
@@ -194,6 +194,12 @@ def room_names(layout: Layout) -> list[str]:
     return [f"{number:05}" for number in range(layout.rooms)]
 
 
+def falcon_message() -> str:
+    """Return what a client of the real server says to its room."""
+    message = {"type": "message", "room": "{room}", "data": {"at": "{pad}{stamp}"}}
+    return json.dumps(message, separators=(",", ":"))
+
+
 @contextmanager
 def start_peer(run: Run, peer: Peer, layout: Layout) -> Iterator[Contender]:
     """Start a peer and a generator for it.
@@ -241,13 +247,11 @@ def _falcon(
     run: Run, layout: Layout, ready: Prepared, settings: Mapping[str, str]
 ) -> Iterator[Contender]:
     clients = Clients(path=PATH, tokens=ready.tokens, rooms=ready.rooms, members=layout.members)
-    message = {"type": "message", "room": "{room}", "data": {"at": "{stamp}{pad}"}}
     with (
         real_server(ready, cores=run.cores.server, settings={**OPEN_LIMITS, **settings}) as server,
         Load(server.port, cores=run.cores.client, clients=clients) as load,
     ):
-        text = json.dumps(message, separators=(",", ":"))
-        yield Contender(SUBJECT, server, load, layout, text)
+        yield Contender(SUBJECT, server, load, layout, falcon_message())
 
 
 #: Names of all peers: a run goes on without one that does not start.

@@ -612,8 +612,7 @@ static void begin_connect(const char *line) {
         refuse("connect: port, count, inflight or sources out of range");
         return;
     }
-    if (open_count == 0)
-        next_slot = 0;
+    next_slot = 0; /* who went is replaced in the same room */
     job.wanted = (uint32_t)count;
     job.started = job.finished = job.failed = job.inflight = 0;
     job.inflight_max = (uint32_t)inflight;

@@ -190,9 +190,23 @@ def calibrate(who: Contender, size: int = DELIVERY_BYTES, *, seconds: float = 0.
     return who
 
 
-def connect(who: Contender, *, seconds: float = 0.5, timeout: float = 120.0) -> Contender:
-    """Connect everybody, wait until they are in their rooms, and calibrate."""
+def connect(
+    who: Contender, *, size: int = DELIVERY_BYTES, seconds: float = 0.5, narrow: int = 0
+) -> Contender:
+    """Connect everybody, wait until they are in their rooms, and calibrate.
+
+    Args:
+        who: a contender without connections.
+        size: payload of a delivery, in bytes.
+        seconds: for each part of it.
+        narrow: each so manieth connection has the smallest receive buffer; 0 for none.
+
+    Raises:
+        BenchmarkError: Not everybody was let in, or not every delivery came.
+    """
     with who.turn():
-        who.load.connect(who.layout.connections, timeout=timeout)
+        done = who.load.try_to_connect(who.layout.connections, narrow=narrow)
+        if done.failed:
+            raise BenchmarkError(f"{who.name}: {done.failed} upgrades failed: {done.reason}")
         who.load.wait_quiet(seconds=seconds)
-    return calibrate(who, seconds=seconds)
+    return calibrate(who, size, seconds=seconds)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.instructions.count import baselines, changes, read_dumps
+from benchmarks.instructions.workloads import WORKLOADS
 from benchmarks.macro.load import Latencies, upper_edge
 from benchmarks.macro.peers_table import markdown, merged
 from benchmarks.macro.report import Comparison, Outcome
@@ -42,6 +44,11 @@ def test_list_names_every_scenario() -> None:
         "admin",
         "broadcast",
         "rooms",
+        "idle",
+        "storm",
+        "large",
+        "stalled",
+        "presence",
     ]
 
 
@@ -206,3 +213,67 @@ def test_quantiles_are_those_of_all_deliveries() -> None:
     both = many + Latencies({8_000_000: 1}, 7_900_000, 1)
     assert [both.quantile(share) for share in (0.5, 0.98, 0.99, 1.0)] == [1.0, 1.0, 2.0, 8.0]
     assert (both.total, both.wanted, both.slowest) == (100, 100, 7_900_000)
+
+
+@pytest.mark.parametrize("scenario", ["idle", "storm", "large", "stalled", "presence"])
+def test_quick_runs_of_the_other_open_loop_scenarios(scenario: str, tmp_path: Path) -> None:
+    done = benchmarks("run", scenario, "--quick", "--peers", "", "--results", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / f"{scenario}.json").read_text())
+    assert result["skipped"] == []
+    if scenario == "presence":
+        assert result["figures"]["cycles"] >= 10
+        # Whoever comes or goes is told to those who stay, in both of the groups.
+        assert result["figures"]["events_per_cycle"] > 1
+        return
+    got = result["figures"]["contenders"]["falcon_fast"]
+    if scenario == "idle":
+        assert got["resident_bytes_per_connection"] > 0
+    elif scenario == "storm":
+        assert got["failed"] == 0
+        assert 0 < got["upgrade_ms"]["p50"] <= got["upgrade_ms"]["max"]
+    elif scenario == "large":
+        assert got["lost"] == 0
+        assert got["cpu_us_per_mib"]["median"] > 0
+    else:
+        assert got["lost_by_the_others"] == 0
+        assert got["p99_ms"].keys() == {"all read", "1 % stall"}
+
+
+def test_a_count_may_grow_by_a_twentieth_and_shrink_as_it_likes() -> None:
+    before = {"same": 1000, "a bit more": 1000, "too much": 1000, "less": 1000, "gone": 1000}
+    now = {"same": 1000, "a bit more": 1049, "too much": 1051, "less": 500, "new": 1000}
+    found = {change.name: change for change in changes(before, now)}
+    assert [name for name, change in found.items() if change.failed] == ["too much", "new", "gone"]
+    assert "MORE THAN ALLOWED" in found["too much"].text()
+    assert "new baseline" in found["less"].text()
+
+
+def test_counts_are_read_by_the_name_they_were_given(tmp_path: Path) -> None:
+    # What callgrind writes: a file for each request, and one at the end that nobody asked for.
+    form = "# callgrind format\npart: {part}\n\ndesc: Trigger: {why}\n\nevents: Ir\n{total}\n"
+    (tmp_path / "out.1").write_text(
+        form.format(part=1, why="Client Request: second", total="summary: 7")
+    )
+    (tmp_path / "out.2").write_text(
+        form.format(part=2, why="Client Request: third", total="totals: 9")
+    )
+    (tmp_path / "out.3").write_text(
+        form.format(part=3, why="Program termination", total="summary: 1")
+    )
+    assert read_dumps(tmp_path) == {"second": 7, "third": 9}
+
+
+def test_the_baseline_has_every_workload() -> None:
+    known = baselines()
+    assert known
+    for counts in known.values():
+        assert list(counts) == list(WORKLOADS)
+        assert min(counts.values()) > 0
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_workloads_do_the_same_each_time(name: str) -> None:
+    work = WORKLOADS[name]()
+    for _ in range(2):
+        work()  # a failure in a callback is raised here

@@ -13,7 +13,12 @@ from benchmarks.macro.scenarios import (
     density,
     echo,
     fanout,
+    idle,
+    large,
+    presence,
     rooms,
+    stalled,
+    storm,
     upgrades,
 )
 
@@ -37,5 +42,10 @@ ALL = {
         Scenario("admin", admin.QUESTION, admin.run),
         Scenario("broadcast", broadcast.QUESTION, broadcast.run),
         Scenario("rooms", rooms.QUESTION, rooms.run),
+        Scenario("idle", idle.QUESTION, idle.run),
+        Scenario("storm", storm.QUESTION, storm.run),
+        Scenario("large", large.QUESTION, large.run),
+        Scenario("stalled", stalled.QUESTION, stalled.run),
+        Scenario("presence", presence.QUESTION, presence.run),
     )
 }

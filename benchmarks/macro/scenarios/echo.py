@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from benchmarks.macro.child import Child
+from benchmarks.macro.contenders import PEERS, PLAIN, Peer, environment
 from benchmarks.macro.control import LOOPS, LoopName
 from benchmarks.macro.errors import BenchmarkError
 from benchmarks.macro.figures import Json, Spread
 from benchmarks.macro.load import Load
 from benchmarks.macro.machine import free_port
-from benchmarks.macro.report import Outcome, Table, Target
+from benchmarks.macro.report import Comparison, Outcome, Table, Target
 from benchmarks.macro.run import Run, enter_present, turns
 from benchmarks.macro.servers.real import hosted
 
@@ -37,6 +38,7 @@ class Contender:
 
     server: Child
     load: Load
+    polls: bool = False
 
 
 @dataclass(slots=True)
@@ -66,14 +68,23 @@ def peer(run: Run, name: str, module: str, loop: LoopName) -> Child:
     return run.server(name, command)
 
 
+def other(run: Run, peer: Peer) -> Child:
+    """Start one of the servers that only the table of peers compares with."""
+    command = peer.command(run)
+    return Child(peer.name, command, cores=run.cores.server, environment=environment())
+
+
 @contextmanager
 def connected(
-    run: Run, start: Callable[[], AbstractContextManager[Child]], connections: int
+    run: Run,
+    start: Callable[[], AbstractContextManager[Child]],
+    connections: int,
+    polls: bool = False,
 ) -> Iterator[Contender]:
     """Add the connections to a server."""
     with start() as server, Load(server.port, cores=run.cores.client) as load:
         load.connect(connections)
-        yield Contender(server, load)
+        yield Contender(server, load, polls)
 
 
 def sample(who: Contender, *, seconds: float, text: bool, into: Samples) -> None:
@@ -82,9 +93,13 @@ def sample(who: Contender, *, seconds: float, text: bool, into: Samples) -> None
     Raises:
         BenchmarkError: An echo was lost or had another size.
     """
+    if who.polls:  # and would take the CPU from those whose turn it is
+        who.server.resume()
     before = who.server.cpu_seconds()
     done = who.load.echo(size=SIZE, window=WINDOW, seconds=seconds, text=text)
     cpu = who.server.cpu_seconds() - before
+    if who.polls:
+        who.server.pause()
     if done.missing or done.wrong:
         raise BenchmarkError(f"{who.server.name}: {done.missing} lost, {done.wrong} wrong echoes")
     into.rate.append(done.messages / cpu)
@@ -103,6 +118,7 @@ def run(run: Run) -> Outcome:
             "window": WINDOW,
             "seconds": seconds,
             "repeats": repeats,
+            "loop": run.loop,
         }
     )
     starts: list[tuple[str, Callable[[], AbstractContextManager[Contender]]]] = []
@@ -114,9 +130,16 @@ def run(run: Run) -> Outcome:
         }
         for name, start in servers.items():
             starts.append((f"{name}, {loop}", partial(connected, run, start, connections)))
+    both = {BASELINE, "websockets"}
+    for which in PEERS:
+        wanted = run.peers is None or which.name in run.peers
+        if wanted and which.name not in both and which.dialect == PLAIN:
+            begin = partial(connected, run, partial(other, run, which), connections, which.polls)
+            starts.append((which.name, begin))
     samples: defaultdict[tuple[str, bool], Samples] = defaultdict(Samples)
     with ExitStack() as stack:
-        present = enter_present(stack, outcome, starts)
+        optional = [which.name for which in PEERS]
+        present = enter_present(stack, outcome, starts, optional=optional)
         for who in present.values():
             outcome.versions |= who.server.versions
             sample(who, seconds=min(seconds, 0.5), text=False, into=Samples())  # warm-up
@@ -126,6 +149,11 @@ def run(run: Run) -> Outcome:
                 sample(present[name], seconds=seconds, text=text, into=samples[name, text])
     summarise(outcome, list(present), samples)
     return outcome
+
+
+def other_loop(outcome: Outcome) -> str:
+    """Return the loop that is not the run's."""
+    return next(loop for loop in LOOPS if loop != outcome.parameters["loop"])
 
 
 def summarise(outcome: Outcome, names: list[str], samples: dict[tuple[str, bool], Samples]) -> None:
@@ -152,6 +180,17 @@ def summarise(outcome: Outcome, names: list[str], samples: dict[tuple[str, bool]
                     title = f"ratio to {baseline}, {kind}"
                     outcome.targets.append(Target(title, ratio.median, LIMIT, at_most=False))
             rows.append([name, kind, rate.text(",.0f"), shown, f"{busy.median:.0%}"])
+    outcome.comparison = Comparison(
+        "Echo of 64 bytes, 256 connections",
+        {"rate": "echoes/CPU second"},
+        {
+            name.removesuffix(f", {outcome.parameters['loop']}"): {
+                "rate": Spread.of(samples[name, False].rate).median
+            }
+            for name in names
+            if not name.endswith(f", {other_loop(outcome)}")
+        },
+    )
     outcome.figures |= {"echoes": figures, "ratios_to_picows": ratios}
     outcome.tables.append(
         Table(

@@ -1,0 +1,1 @@
+"""Instruction counts of the core under callgrind, compared with a committed baseline."""
