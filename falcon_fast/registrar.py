@@ -28,6 +28,7 @@ from falcon_fast.registry import Claim, Entry, Registry, RoomEntry
 from falcon_fast.rooms import RoomInfo, Rooms
 from falcon_fast.session import Session, State
 from falcon_fast.statistics import Statistics
+from falcon_fast.tasks import end_tasks
 
 __all__ = ["Registrar"]
 
@@ -107,9 +108,7 @@ class Registrar:
 
     async def close(self) -> None:
         """Remove this node and all it has written, if the store answers, and stop."""
-        for task in (*self._tasks, *([self._claiming] if self._claiming else [])):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks((*self._tasks, *([self._claiming] if self._claiming else [])))
         self._tasks.clear()
         for _, answer in self._claims:
             answer.cancel()

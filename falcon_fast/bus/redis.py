@@ -53,6 +53,7 @@ from falcon_fast.bus.shards import SHARDS, Interest, shard_of
 from falcon_fast.clock import Clock, rfc3339
 from falcon_fast.errors import BusUnavailable, SettingsError
 from falcon_fast.redis_url import Topology
+from falcon_fast.tasks import end_tasks
 
 __all__ = ["RedisBus"]
 
@@ -256,8 +257,7 @@ class RedisBus:
         except TimeoutError:
             log.warning("not everything that was published has left")
         if self._owners_task is not None:
-            self._owners_task.cancel()
-            await asyncio.gather(self._owners_task, return_exceptions=True)
+            await end_tasks([self._owners_task])
         await asyncio.gather(*(pair.close() for pair in pairs))
         if self._round is not None and not self._round.done.done():
             self._round.done.set_result(None)

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from falcon_fast.bus.redis_address import describe_error
 from falcon_fast.bus.redis_link import Link, LinkError, Opened, Replies
+from falcon_fast.tasks import end_tasks
 
 __all__ = ["Keeper"]
 
@@ -100,8 +101,7 @@ class Keeper:
         """End the link for good."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end_tasks([task])
         self._tried.set()
 
     async def _keep(self) -> None:

@@ -18,7 +18,7 @@ from ..support import ROOT
 
 # Low to high. A module may import what is below it; within a layer, whatever makes no circle.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("_core", "_version", "clock", "codes", "errors", "identity", "redis_url"),
+    ("_core", "_version", "clock", "codes", "errors", "identity", "redis_url", "tasks"),
     ("envelope", "jose", "logs", "settings", "statistics"),
     ("bus", "directory", "registry"),
     (
