@@ -108,11 +108,11 @@ class Listener:
         shards = list(self._shards())
         self._awaited = {*self._channels, *shards}
         commands = [
-            (command, *channels[i : i + AT_ONCE])
-            for command, channels in ((b"SUBSCRIBE", self._channels), (b"SSUBSCRIBE", shards))
-            # A cluster takes sharded channels of one slot only in one command.
-            for i in range(0, len(channels), 1 if command == b"SSUBSCRIBE" else AT_ONCE)
+            (b"SUBSCRIBE", *self._channels[i : i + AT_ONCE])
+            for i in range(0, len(self._channels), AT_ONCE)
         ]
+        # A cluster takes in one command only sharded channels of one slot.
+        commands += [(b"SSUBSCRIBE", channel) for channel in shards]
         link.write(b"".join(map(pack, commands)))
         if self._awaited:
             await self._ready
