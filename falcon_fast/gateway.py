@@ -445,6 +445,8 @@ class Gateway:
 
     async def _admit(self, session: Session) -> None:
         """Find the groups of a new connection, and let it speak when they are known."""
+        if self._follows:
+            await self._heard_of(session)  # its personal room
         if self._registrar is None:
             groups = await self._groups_of(session)
         else:
@@ -464,7 +466,10 @@ class Gateway:
             groups = await self._groups_of_in_the_end(session)
         if session.state is State.CLOSED or groups is None:
             return
-        self._enter(session, groups)
+        if self._alone:
+            self._enter(session, groups)
+        elif not await self._enter_heard(session, groups):
+            return
         if self._follows:
             # What changes meanwhile is for this one too: it was asked about before.
             self._entered.add(session)
@@ -492,6 +497,35 @@ class Gateway:
         waits = [self._follows[name] for name in names if name in self._follows]
         if waits:
             await asyncio.wait(waits, timeout=FOLLOW_TIMEOUT)
+
+    async def _enter_heard(self, session: Session, groups: frozenset[Group]) -> bool:
+        """Put a connection into its rooms as soon as their messages come in from other nodes.
+
+        In them earlier it would hear messages of rooms that it has not been told of. Where that
+        takes time the groups are read again, since they may have changed.
+
+        Returns:
+            Whether the connection is still there.
+        """
+        names = [group_room(group.id) for group in groups]
+        new = [name for name in names if name not in self.rooms]
+        waits = [self._follows[name] for name in names if name in self._follows]
+        for name in new:
+            follow = self._bus.follow(name)
+            if follow is not None:
+                waits.append(asyncio.ensure_future(follow))
+        if waits:
+            await asyncio.wait(waits, timeout=FOLLOW_TIMEOUT)
+            if self.find(session.id) is not None:
+                now = await self._groups_of(session)
+                groups = groups if now is None else now
+        is_there = self.find(session.id) is not None
+        if is_there:
+            self._enter(session, groups)
+        for name in new:
+            if name not in self.rooms:
+                self._bus.unfollow(name)
+        return is_there
 
     def _room_opened(self, name: str) -> None:
         follow = self._bus.follow(name)
@@ -973,6 +1007,11 @@ class Gateway:
         return self._bus.is_available
 
     @property
+    def nodes(self) -> int:
+        """How many nodes are known, this one and those of the original program included."""
+        return self.cluster.nodes + len(self._bus.strangers())
+
+    @property
     def strangers(self) -> tuple[str, ...]:
         """Ids of nodes of the original program heard of lately."""
         return self._bus.strangers()
@@ -1007,7 +1046,7 @@ class Gateway:
             health=self.health,
             is_alone=not self._bus.is_available,
             node_id=self.node_id,
-            nodes=self.cluster.nodes + len(self._bus.strangers()),
+            nodes=self.nodes,
             websocket_url=self._settings.websocket_url,
         )
 

@@ -64,12 +64,14 @@ class Switchboard:
         wires: by node id, in the order in which they were plugged in.
         lose: says whether a message from one node to another gets lost; for tests to replace.
         sharded: whether rooms go through shards that have to be followed.
+        turns_to_follow: of the loop.
     """
 
     def __init__(self, *, sharded: bool = False) -> None:
         self.wires: dict[str, Wire] = {}
         self.lose: Callable[[str, str], bool] = lambda sender, receiver: False
         self.sharded = sharded
+        self.turns_to_follow = 1
 
     def plug(self, node_id: str) -> Wire:
         """Return the bus of a new node."""
@@ -167,7 +169,8 @@ class Wire:
             return None
 
         async def subscribe() -> None:
-            await asyncio.sleep(0)
+            for _ in range(self._board.turns_to_follow):
+                await asyncio.sleep(0)
             self.followed.add(shard)
 
         return subscribe()

@@ -439,6 +439,56 @@ async def test_a_loss_is_told_once_to_everybody(nodes: Nodes) -> None:
     assert (told["action"], told["lost"]) == ("resync", 5)
 
 
+async def test_nobody_hears_a_room_before_being_told_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rooms have to be followed first, which takes a while: others go on speaking meanwhile."""
+    nodes = Nodes(monkeypatch, 2, sharded=True)
+    nodes.board.turns_to_follow = 6
+    await nodes.start()
+    cat = await nodes.connect(1, "cat", FLEET)
+    for user in ("a", "b", "c", "d"):
+        client = nodes[1].dial(user, FLEET, OTHERS)
+        heard = []
+        for _ in range(LATER):
+            cat.send({"type": "message", "room": ROOM})
+            await asyncio.sleep(0)
+            heard += client.take()
+        kinds = [frame["type"] for frame in heard]
+        assert kinds[:3] == ["system_notification", "room_update", "message"]
+        assert heard[1]["data"]["action"] == "joined"
+    await nodes.close()
+
+
+async def test_who_goes_while_rooms_are_followed_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes = Nodes(monkeypatch, 2, sharded=True)
+    nodes.board.turns_to_follow = 6
+    await nodes.start()
+    for number in range(20):
+        client = nodes[1].dial("ann", FLEET, OTHERS)
+        await turns(number)
+        client.vanish()
+        await turns(LATER)
+        assert nodes[1].is_empty
+    await nodes.close()
+
+
+async def test_who_is_removed_while_rooms_are_followed_is_not_in_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for number in range(15):
+        nodes = Nodes(monkeypatch, 1, sharded=True)
+        nodes.board.turns_to_follow = 3
+        await nodes.start()
+        client = nodes[0].dial("ann", FLEET, OTHERS)
+        await turns(number)
+        nodes[0].directory.groups["ann"] = frozenset({OTHERS})
+        nodes[0].directory.tell("ann")
+        await turns(LATER)
+        assert client.rooms == ["user:ann", f"group:{OTHERS.id}"]
+        await nodes.close()
+
+
 async def test_a_loss_in_one_shard_is_told_to_its_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = Nodes(monkeypatch, 2, sharded=True)
     await nodes.start()
