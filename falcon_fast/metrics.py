@@ -77,6 +77,7 @@ class _Node(Collector):
         yield from self._traffic()
         yield from self._ticks()
         yield from self._queues()
+        yield from self._bus()
         yield _histogram(
             "falcon_event_loop_lag_seconds",
             "How much later than planned the loop ran a timer that is due four times a second.",
@@ -167,6 +168,51 @@ class _Node(Collector):
             ("ticks", "Turns of the loop in which something was sent.", core.flushes),
         ):
             yield CounterMetricFamily(f"falcon_{name}", meaning, value)
+
+    def _bus(self) -> Iterator[Metric]:
+        gateway = self._gateway
+        yield GaugeMetricFamily(
+            "falcon_nodes", "Nodes that are known, this one included.", gateway.nodes
+        )
+        yield GaugeMetricFamily(
+            "falcon_bus_available",
+            "1 if other nodes can be reached, as far as is known.",
+            float(gateway.is_bus_available),
+        )
+        counts = gateway.bus_statistics
+        for name, meaning, value in (
+            ("published", "Messages handed to the link to other nodes.", counts.published),
+            (
+                "unpublished",
+                "Messages that other nodes were not told of, for want of a link.",
+                counts.unpublished,
+            ),
+            (
+                "unconfirmed",
+                "Messages whose link broke before it confirmed them.",
+                counts.unconfirmed,
+            ),
+            ("received", "Messages of other nodes that came.", counts.received),
+            ("ignored", "Of those, messages that nobody here is meant by.", counts.ignored),
+            ("refused", "Of those, messages that are no valid messages.", counts.refused),
+            ("duplicates", "Of those, messages that came before.", counts.duplicates),
+            (
+                "lost",
+                "Messages that did not arrive, as far as their number is known.",
+                counts.lost,
+            ),
+            ("gaps", "How often messages were found missing.", counts.gaps),
+            ("reconnects", "How often a link was made again.", counts.reconnects),
+            ("bytes_received", "Bytes read from the links.", counts.octets_in),
+            ("bytes_sent", "Bytes written to the links.", counts.octets_out),
+        ):
+            yield CounterMetricFamily(f"falcon_bus_{name}", meaning, value)
+        probe = counts.probe_seconds
+        yield GaugeMetricFamily(
+            "falcon_bus_probe_seconds",
+            "How long the latest probe took through the bus and back.",
+            float("nan") if probe is None else probe,
+        )
 
     def _ticks(self) -> Iterator[Metric]:
         messages, microseconds = self._gateway.core.histograms()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from falcon_fast._version import __version__
-from falcon_fast.bus import Target
+from falcon_fast.bus import BusStatistics, Target
 from falcon_fast.codes import CloseReason
 from falcon_fast.handshake import NO_TOKEN
 from falcon_fast.metrics import Metrics
@@ -180,6 +181,22 @@ async def test_what_a_node_did_is_what_a_scrape_says(node: Node, metrics: Metric
         for sample in scrape(metrics)["falcon_build_info"].samples
     }
     assert info == {__version__: "test"}
+
+
+async def test_what_the_bus_did_is_what_a_scrape_says(
+    node: Node, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert math.isnan(values(metrics)["falcon_bus_probe_seconds"])
+    counts = BusStatistics(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 0.25)
+    monkeypatch.setattr(node.bus, "statistics", lambda: counts)
+    found = values(metrics)
+    names = (
+        *("published", "unpublished", "unconfirmed", "received", "ignored", "refused"),
+        *("duplicates", "lost", "gaps", "reconnects", "bytes_received", "bytes_sent"),
+    )
+    assert [found[f"falcon_bus_{name}_total"] for name in names] == list(range(1, 13))
+    assert found["falcon_bus_probe_seconds"] == 0.25
+    assert (found["falcon_bus_available"], found["falcon_nodes"]) == (1, 1)
 
 
 async def test_closes_have_every_reason_from_the_start(metrics: Metrics) -> None:
