@@ -201,7 +201,9 @@ async def list_rooms(desk: Desk, request: schemas.ListRooms) -> schemas.RoomList
 async def get_room(desk: Desk, request: schemas.RoomById) -> schemas.RoomAnswer:
     """Handle a question for a room."""
     details = await desk.service.get_room(request.path.room_id)
-    return schemas.RoomAnswer(room=schemas.RoomDetails.with_members(details))
+    return schemas.RoomAnswer(
+        room=schemas.RoomDetails.with_members(details), partial=schemas.nodes(details.partial)
+    )
 
 
 async def _described(of: Callable[[ItemT], EntryT], items: Iterable[ItemT]) -> list[EntryT]:

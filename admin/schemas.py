@@ -391,6 +391,7 @@ class RoomAnswer(Answer):
     """One room."""
 
     room: RoomDetails
+    partial: Partial = None
 
 
 class CloseResult(Answer):
