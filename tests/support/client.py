@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, NoReturn
@@ -84,11 +85,16 @@ class Wire:
             raise
         self.received = bytearray()
         self.was_reset = False
+        self._speaking = threading.Lock()
 
     def send(self, data: bytes) -> bool:
-        """Send all of it; False when the server has hung up meanwhile."""
+        """Send all of it; False when the server has hung up meanwhile.
+
+        One thread may speak while another one listens, and answers pings.
+        """
         try:
-            self.socket.sendall(data)
+            with self._speaking:
+                self.socket.sendall(data)
         except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             return False
         return True

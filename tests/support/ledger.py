@@ -23,6 +23,9 @@ SETTLED: Final = 1.0
 """Seconds before a member's end in a room in which a message need not reach him any more, and
 before a sender's end in which the server need not have read what he wrote."""
 
+REMOVED_WITHIN: Final = 1.0
+"""Seconds a member who was removed may still hear the room, if another node removed him."""
+
 MAX_FAULTS: Final = 20
 """Faults that a failure lists."""
 
@@ -68,7 +71,7 @@ class Ledger:
 
     Attributes:
         repairs: when what was broken worked again.
-        ends: when a connection had ended.
+        ends: when a connection was found to have been ended by the server.
         refusals: messages whose senders were told that they were not sent to everybody.
     """
 
@@ -109,9 +112,14 @@ class Ledger:
         self.stays[receiver, room][-1].end = _at(at)
 
     def end(self, name: str, at: float | None = None) -> None:
-        """Write down that a connection is over, and with it every membership."""
+        """Write down that a connection was ended by the server, and with it every membership."""
         moment = _at(at)
         self.ends[name] = moment
+        self.quit(name, moment)
+
+    def quit(self, name: str, at: float | None = None) -> None:
+        """Write down that a client has left by himself, which excuses nobody for anything."""
+        moment = _at(at)
         for (receiver, _), stays in list(self.stays.items()):
             if receiver == name:
                 stays[-1].end = min(stays[-1].end, moment)
@@ -167,6 +175,8 @@ COUNTS: Final = (
     "ended",
     "unfinished_announced",
     "unfinished",
+    # Heard in the second after a removal.
+    "late",
     # Faults.
     "silent",
     "duplicate",
@@ -232,14 +242,18 @@ class _Auditor:
                     self._fault("disorder", f"{what}, after #{last}")
                 seen.add(one.number)
                 last = max(last, one.number)
-                if not any(stay.begin <= one.at <= stay.end for stay in stays):
+                if any(stay.begin <= one.at <= stay.end for stay in stays):
+                    continue
+                if any(stay.begin <= one.at <= stay.end + REMOVED_WITHIN for stay in stays):
+                    self.result.counts["late"] += 1
+                else:
                     self._fault("outside", what)
 
     # ------------------------------------------------------------------- what somebody missed
 
     def _check_losses(self) -> None:
         members: dict[str, list[tuple[str, list[Stay]]]] = defaultdict(list)
-        for (receiver, room), stays in self.ledger.stays.items():
+        for (receiver, room), stays in list(self.ledger.stays.items()):
             members[room].append((receiver, stays))
         heard = {key: {one.number: None for one in stream} for key, stream in self.streams.items()}
         for said in self.ledger.said:

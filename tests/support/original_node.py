@@ -221,6 +221,10 @@ class Imagined:
         """What it would have got, decoded."""
         return [json.loads(text) for text in self.heard]
 
+    def has_heard(self, text: str) -> bool:
+        """Whether a text is in anything that it would have got."""
+        return any(text in frame for frame in list(self.heard))
+
 
 class OriginalNode:
     """A node of the original program, as far as other nodes can see it.
@@ -232,12 +236,14 @@ class OriginalNode:
         server_id: its uuid.
         refused: what came that it could not decode, with the reason.
         envelopes: how many came from other nodes and could be decoded.
+        seen: all that came from other nodes, as channel and octets.
     """
 
     def __init__(self, server: RedisServer) -> None:
         self.server_id = str(uuid.uuid4())
         self.refused: list[tuple[bytes, str]] = []
         self.envelopes = 0
+        self.seen: list[tuple[str, bytes]] = []
         self._clients: dict[str, Imagined] = {}
         self._lock = threading.Lock()
         self._connection = server.client()
@@ -287,6 +293,7 @@ class OriginalNode:
             return
         self._route(channel, message)
         with self._lock:
+            self.seen.append((channel, octets))
             self.envelopes += 1
 
     def _route(self, channel: str, message: Struct) -> None:

@@ -119,15 +119,18 @@ def test_what_was_said_before_somebody_came_is_not_wanted() -> None:
     assert kinds(ledger) == []
 
 
-@pytest.mark.parametrize("at", [-1.0, 20.1, 25.0])
-def test_a_message_outside_of_the_membership(at: float) -> None:
+@pytest.mark.parametrize(
+    "at, faults", [(-1.0, ["outside"]), (20.9, []), (21.1, ["outside"]), (29.9, ["outside"])]
+)
+def test_a_message_outside_of_the_membership(at: float, faults: list[str]) -> None:
     ledger = spoken()
     ledger.leave("bob", ROOM, 20.0)
     ledger.join("bob", ROOM, 30.0)
     ledger.say("ann", ROOM, 7, at)
     ledger.hear("ann", "ann", ROOM, 7, max(at, 0.0))
     ledger.hear("bob", "ann", ROOM, 7, at)
-    assert kinds(ledger) == ["outside"]
+    assert kinds(ledger) == faults
+    assert audit(ledger).counts["late"] == (not faults)
 
 
 def test_a_message_of_a_room_in_which_somebody_never_was() -> None:
@@ -247,6 +250,14 @@ def test_an_end_ends_all_memberships() -> None:
     ledger.leave("bob", "group:b", 2.0)
     ledger.end("bob", 3.0)
     assert [stays[0].end for stays in ledger.stays.values()] == [3.0, 2.0]
+
+
+def test_who_leaves_by_himself_still_had_to_be_told() -> None:
+    ledger = without(spoken(), 2)
+    ledger.quit("bob", 15.5)
+    assert kinds(ledger) == ["silent"]
+    ledger.tell("bob", None, 15.4)
+    assert kinds(ledger) == []
 
 
 def test_the_clock_is_the_default() -> None:
