@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Final, TypeAlias, TypeVar
 
 from falcon_fast.clock import Clock
@@ -66,6 +67,63 @@ class _Tracked:
     answered_at: float = float("-inf")
 
 
+class _Followed:
+    """The tracked users. Of those about whom nothing is going on only a few octets are kept.
+
+    Attributes:
+        awake: users about whom something is going on, or was a moment ago.
+    """
+
+    def __init__(self) -> None:
+        self.awake: dict[str, _Tracked] = {}
+        # What was told, then the characters, as 64-bit integers: a third of what `_Tracked` takes.
+        self._asleep: dict[str, bytes] = {}
+
+    def __contains__(self, user_id: str) -> bool:
+        return user_id in self.awake or user_id in self._asleep
+
+    def __iter__(self) -> Iterator[str]:
+        return chain(self.awake, self._asleep)
+
+    def add(self, user_id: str, character_id: int) -> None:
+        """Begin to follow a user."""
+        self.awake[user_id] = _Tracked((character_id,))
+
+    def forget(self, user_id: str) -> None:
+        """Follow a user no longer."""
+        self.awake.pop(user_id, None)
+        self._asleep.pop(user_id, None)
+
+    def get(self, user_id: str) -> _Tracked | None:
+        """Return what is known of a user, who is awake then."""
+        tracked = self.awake.get(user_id)
+        if tracked is None and (packed := self._asleep.pop(user_id, None)) is not None:
+            told, *characters = array("q", packed)
+            tracked = self.awake[user_id] = _Tracked(tuple(characters), told)
+        return tracked
+
+    def characters_of(self, user_id: str) -> tuple[int, ...]:
+        """Return the characters of a user and wake nobody; none of one who is not followed."""
+        packed = self._asleep.get(user_id)
+        if packed is not None:
+            return tuple(array("q", packed)[1:])
+        tracked = self.awake.get(user_id)
+        return () if tracked is None else tracked.characters
+
+    def sleeps_knowing(self, user_id: str, told: int) -> bool:
+        """Tell whether nothing is going on about a user, who was told just this."""
+        packed = self._asleep.get(user_id)
+        return packed is not None and array("q", packed[:8])[0] == told
+
+    def settle(self, now: float) -> None:
+        """Put those to sleep about whom nothing is going on any more."""
+        for user_id, tracked in list(self.awake.items()):
+            is_quiet = not tracked.repeat and not tracked.asking
+            if is_quiet and tracked.told is not None and now - tracked.answered_at >= HANDOVER:
+                del self.awake[user_id]
+                self._asleep[user_id] = array("q", (tracked.told, *tracked.characters)).tobytes()
+
+
 @dataclass(slots=True)
 class _Question:
     user_id: str
@@ -92,7 +150,7 @@ class SqliteDirectory:
         self._poller: asyncio.Task[None] | None = None
         self._answerer: asyncio.Task[None] | None = None
         self._questions: list[_Question] = []
-        self._tracked: dict[str, _Tracked] = {}
+        self._tracked = _Followed()
         self._banned: frozenset[str] = frozenset()
         self._seen: Version | None = None
         self._failing = False
@@ -183,7 +241,8 @@ class SqliteDirectory:
             mine = [user_id for user_id in batch if user_id in self._tracked]
             for user_id in mine:
                 # Also for the next look, should this one fail.
-                self._tracked[user_id].repeat = True
+                if (tracked := self._tracked.get(user_id)) is not None:
+                    tracked.repeat = True
             await self._look_up(mine)
 
     async def user_of(self, character_id: int) -> str | None:
@@ -210,7 +269,7 @@ class SqliteDirectory:
         """Follow the changes of a user."""
         tracked = self._tracked.get(user_id)
         if tracked is None:
-            self._tracked[user_id] = _Tracked((character_id,))
+            self._tracked.add(user_id, character_id)
         elif character_id not in tracked.characters:
             tracked.characters += (character_id,)
             # The user's other connections have not heard of this character's groups.
@@ -221,7 +280,7 @@ class SqliteDirectory:
 
     def forget(self, user_id: str) -> None:
         """Follow the user no longer."""
-        self._tracked.pop(user_id, None)
+        self._tracked.forget(user_id)
 
     # --- questions -------------------------------------------------------------------------------
 
@@ -236,8 +295,7 @@ class SqliteDirectory:
                 for question in batch:
                     wanted.setdefault(question.user_id, set()).add(question.character_id)
                 for user_id, characters in wanted.items():
-                    if (tracked := self._tracked.get(user_id)) is not None:
-                        characters.update(tracked.characters)
+                    characters.update(self._tracked.characters_of(user_id))
                 try:
                     found = await self.run(_lookup(wanted))
                 except Exception as error:
@@ -294,24 +352,27 @@ class SqliteDirectory:
         else:
             users = [
                 user_id
-                for user_id, tracked in self._tracked.items()
+                for user_id, tracked in self._tracked.awake.items()
                 if tracked.repeat or (tracked.told is None and not tracked.asking)
             ]
         for batch in _batches(users, BATCH_USERS):
             await self._look_up(batch)
         # Kept only now: what failed half way is looked at again.
         self._seen = version
+        self._tracked.settle(asyncio.get_running_loop().time())
 
     async def _look_up(self, users: Iterable[str]) -> None:
         wanted = {
-            user_id: frozenset(tracked.characters)
+            user_id: frozenset(self._tracked.characters_of(user_id))
             for user_id in users
-            if (tracked := self._tracked.get(user_id)) is not None
+            if user_id in self._tracked
         }
         for user_id, groups in (await self.run(_lookup(wanted))).items():
             self._compare(user_id, groups)
 
     def _compare(self, user_id: str, groups: frozenset[Group]) -> None:
+        if self._tracked.sleeps_knowing(user_id, hash(groups)):
+            return
         tracked = self._tracked.get(user_id)
         if tracked is None or (tracked.told == hash(groups) and not tracked.repeat):
             return

@@ -596,7 +596,7 @@ async def looks(directory: SqliteDirectory, number: int = 2) -> None:
 
 async def settle(directory: SqliteDirectory) -> None:
     """Wait until answers count as arrived, so that changes are told once."""
-    for tracked in directory._tracked.values():
+    for tracked in directory._tracked.awake.values():
         tracked.answered_at = float("-inf")
 
 
@@ -873,6 +873,38 @@ async def test_many_tracked_users_are_compared_in_batches(store: SqliteStore, pa
         assert len(watcher.changes) == BATCH_USERS + 1
 
 
+async def test_quiet_users_are_packed_and_miss_nothing(store: SqliteStore, path: str) -> None:
+    fill(store)
+    async with running(path) as directory:
+        watcher = Watcher(directory)
+        for user_id, character_id in (("alice", 1), ("bob", 3)):
+            directory.track(user_id, character_id)
+            await directory.groups_of(user_id, character_id)
+        await settle(directory)
+        await looks(directory)
+        assert not directory._tracked.awake
+        assert set(directory._tracked) == {"alice", "bob"}
+        assert directory._tracked.characters_of("alice") == (1,)
+        # A write that is none of theirs wakes nobody, and one that is tells whom it concerns.
+        store.add_group("another")
+        await looks(directory)
+        assert not directory._tracked.awake
+        store.remove_member(A, 3)
+        await watcher.until(lambda: watcher.changes == [("bob", set())])
+        # The same character again is no news; another one is.
+        directory.track("alice", 1)
+        await settle(directory)
+        await looks(directory)
+        assert len(watcher.changes) == 1
+        directory.track("alice", 7)
+        assert directory._tracked.characters_of("alice") == (1, 7)
+        await watcher.until(lambda: len(watcher.changes) == 2)
+        directory.forget("alice")
+        directory.forget("bob")
+        assert "alice" not in directory._tracked
+        assert directory._tracked.characters_of("alice") == ()
+
+
 async def test_a_cancelled_question_disturbs_nobody(store: SqliteStore, path: str) -> None:
     fill(store)
     async with running(path) as directory:
@@ -884,7 +916,7 @@ async def test_a_cancelled_question_disturbs_nobody(store: SqliteStore, path: st
         assert await other == {group(A)}
         with pytest.raises(asyncio.CancelledError):
             await given_up
-        assert directory._tracked["alice"].asking == 0
+        assert directory._tracked.awake["alice"].asking == 0
 
 
 async def test_a_callback_that_fails_is_logged_and_the_next_is_called(
