@@ -8,6 +8,7 @@ on other nodes: what a client is told of a room's members counts them all.
 from __future__ import annotations
 
 import enum
+from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Generic, Literal, Protocol, TypeVar
@@ -70,15 +71,6 @@ class RoomInfo:
     updated_at: float
 
 
-@dataclass(slots=True)
-class _Room:
-    name: str
-    title: str | None  # None for personal rooms, which are many and all called the same
-    created_at: float
-    updated_at: float
-    elsewhere: dict[str, int] | None = None  # members on other nodes, by process
-
-
 class Rooms(Generic[MemberT]):
     """The rooms of one process.
 
@@ -119,7 +111,11 @@ class Rooms(Generic[MemberT]):
         self._closed = closed
         self._touched = touched
         self._numbers: dict[str, int] = {}
-        self._rooms: list[_Room | None] = []  # by the core's number
+        # By the core's number. Most rooms are personal: they have a name and two times, no more.
+        self._names: list[str | None] = []
+        self._times = array("d")  # when each was made, and when its members last changed
+        self._titles: dict[int, str] = {}  # of group rooms; personal ones are all called the same
+        self._elsewhere: dict[int, dict[str, int]] = {}  # members on other nodes, by process
         self._crowded: set[str] = set()
         self._crowded_elsewhere: set[str] = set()
         self._shared: set[str] = set()  # rooms with members elsewhere
@@ -149,17 +145,20 @@ class Rooms(Generic[MemberT]):
         if number is None:
             number = core.open_room()
             self._numbers[name] = number
-            self._rooms.extend([None] * (number + 1 - len(self._rooms)))
-            room = self._rooms[number] = _Room(name, title, now, now)
+            self._names.extend([None] * (number + 1 - len(self._names)))
+            self._times.extend([0.0] * (2 * len(self._names) - len(self._times)))
+            self._names[number] = name
+            self._times[2 * number] = now
+            self._retitle(number, title)
             if self._opened is not None:
                 self._opened(name)
         else:
             self._retitle(number, title)
-            room = self._room(number)
         # Before the join, so that the newcomer does not hear of itself.
-        self._tell(room, "member_joined", member, core.member_count(number) + 1, now)
+        here, elsewhere = core.member_count(number) + 1, self._count_elsewhere(number)
+        self._tell(name, "member_joined", member, here, elsewhere, now)
         core.join(member.conn, number)
-        room.updated_at = now
+        self._times[2 * number + 1] = now
         if self._touched is not None:
             self._touched(member, name)
         return Joined.NOW
@@ -180,45 +179,49 @@ class Rooms(Generic[MemberT]):
         for number in self._core.rooms_of(member.conn):
             self._left(member, number)
 
-    def _room(self, number: int) -> _Room:
-        room = self._rooms[number]
-        if room is None:
+    def _name(self, number: int) -> str:
+        name = self._names[number]
+        if name is None:
             raise LookupError(f"room number {number} is not in use")
-        return room
+        return name
 
     def _left(self, member: MemberT, number: int) -> None:
-        room = self._room(number)
-        remaining = self._core.member_count(number)
+        name = self._name(number)
+        remaining, elsewhere = self._core.member_count(number), self._count_elsewhere(number)
         now = self._clock.time()
-        room.updated_at = now
+        self._times[2 * number + 1] = now
         if not remaining:
-            del self._numbers[room.name]
-            self._rooms[number] = None
-            self._crowded.discard(room.name)
-            self._crowded_elsewhere.discard(room.name)
-            self._shared.discard(room.name)
+            del self._numbers[name]
+            self._names[number] = None
+            self._titles.pop(number, None)
+            self._elsewhere.pop(number, None)
+            self._crowded.discard(name)
+            self._crowded_elsewhere.discard(name)
+            self._shared.discard(name)
             self._core.close_room(number)
             if self._closed is not None:
-                self._closed(room.name)
+                self._closed(name)
         if self._touched is not None:
-            self._touched(member, room.name)
-        self._tell(room, "member_left", member, remaining, now)
+            self._touched(member, name)
+        self._tell(name, "member_left", member, remaining, elsewhere, now)
 
-    def _tell(self, room: _Room, action: str, member: MemberT, here: int, now: float) -> None:
+    def _tell(
+        self, name: str, action: str, member: MemberT, here: int, elsewhere: int, now: float
+    ) -> None:
         """Tell the members of a room, here and elsewhere, that one came or went."""
         if self._alone and here + (action == "member_left") <= 1:
             return  # nobody is left, or nobody was there before
-        total = here + _elsewhere(room)
+        total = here + elsewhere
         if total <= self._events_max:
             frame = envelope.room_change(
-                action, room.name, connection_id=member.id, member_count=total, now=now
+                action, name, connection_id=member.id, member_count=total, now=now
             )
         elif here:
-            self._crowded.add(room.name)
+            self._crowded.add(name)
             return
         else:
-            frame = envelope.room_count(room.name, member_count=total, now=now)
-        self._publish(room.name, frame, here)
+            frame = envelope.room_count(name, member_count=total, now=now)
+        self._publish(name, frame, here)
 
     def tell_counts(self) -> None:
         """Tell large rooms how many they have become; to be called once a second."""
@@ -228,7 +231,7 @@ class Rooms(Generic[MemberT]):
         for name in crowded | elsewhere:
             number = self._numbers[name]
             here = self._core.member_count(number)
-            total = here + _elsewhere(self._room(number))
+            total = here + self._count_elsewhere(number)
             frame = envelope.room_count(name, member_count=total, now=now)
             if name in crowded:
                 self._publish(name, frame, here)
@@ -250,9 +253,8 @@ class Rooms(Generic[MemberT]):
         number = self._numbers.get(name)
         if number is None:
             return
-        room = self._room(number)
-        self._set_elsewhere(room, process_id, members)
-        total = self._core.member_count(number) + _elsewhere(room)
+        self._set_elsewhere(name, process_id, members)
+        total = self._core.member_count(number) + self._count_elsewhere(number)
         told = None
         if total <= self._events_max:
             told = envelope.with_member_count(frame, total)
@@ -273,31 +275,37 @@ class Rooms(Generic[MemberT]):
             tell: whether the members here hear of another number, having heard a wrong one.
         """
         for name in names:
-            number = self._numbers.get(name)
-            if number is None:
+            if name not in self._numbers:
                 continue
-            if self._set_elsewhere(self._room(number), process_id, counts.get(name, 0)) and tell:
+            if self._set_elsewhere(name, process_id, counts.get(name, 0)) and tell:
                 self._crowded_elsewhere.add(name)
 
     def forget_process(self, process_id: str) -> None:
         """A process is gone with all its members: those who are left hear how many there are."""
         for name in list(self._shared):
-            if self._set_elsewhere(self._room(self._numbers[name]), process_id, 0):
+            if self._set_elsewhere(name, process_id, 0):
                 self._crowded_elsewhere.add(name)
 
-    def _set_elsewhere(self, room: _Room, process_id: str, members: int) -> bool:
+    def _count_elsewhere(self, number: int) -> int:
+        elsewhere = self._elsewhere.get(number)
+        return sum(elsewhere.values()) if elsewhere else 0
+
+    def _set_elsewhere(self, name: str, process_id: str, members: int) -> bool:
         """Note how many members a room has on a process; True when it was another number."""
-        before = room.elsewhere.get(process_id, 0) if room.elsewhere else 0
-        if members == before:
+        number = self._numbers[name]
+        elsewhere = self._elsewhere.get(number, {})
+        if members == elsewhere.get(process_id, 0):
             return False
-        elsewhere = {**(room.elsewhere or {}), process_id: members}
-        if not members:
-            del elsewhere[process_id]
-        room.elsewhere = elsewhere or None
-        if elsewhere:
-            self._shared.add(room.name)
+        if members:
+            elsewhere[process_id] = members
         else:
-            self._shared.discard(room.name)
+            del elsewhere[process_id]
+        if elsewhere:
+            self._elsewhere[number] = elsewhere
+            self._shared.add(name)
+        else:
+            del self._elsewhere[number]
+            self._shared.discard(name)
         return True
 
     def retitle(self, name: str, title: str) -> None:
@@ -308,7 +316,7 @@ class Rooms(Generic[MemberT]):
 
     def _retitle(self, number: int, title: str | None) -> None:
         if title is not None:
-            self._room(number).title = title
+            self._titles[number] = title
 
     def fan_out(self, name: str, frame: bytes) -> int:
         """Note a frame for this node's members of a room; returns how many they are."""
@@ -347,7 +355,7 @@ class Rooms(Generic[MemberT]):
         """
         elsewhere = sum(
             (kind is None or _type_of(name) == kind)
-            and min(self._room(self._numbers[name]).elsewhere or (process_id,)) < process_id
+            and min(self._elsewhere[self._numbers[name]]) < process_id
             for name in self._shared
         )
         return self.count(kind) - elsewhere
@@ -358,7 +366,7 @@ class Rooms(Generic[MemberT]):
 
     def names_of(self, member: MemberT) -> list[str]:
         """Return the names of a connection's rooms, in the order it joined them."""
-        return [self._room(number).name for number in self._core.rooms_of(member.conn)]
+        return [self._name(number) for number in self._core.rooms_of(member.conn)]
 
     def share(self, one: MemberT, other: MemberT) -> bool:
         """Tell whether two connections have a room in common."""
@@ -369,29 +377,22 @@ class Rooms(Generic[MemberT]):
     def group_name(self, name: str) -> str:
         """Return the name of a room's group; empty when there is no such room."""
         number = self._numbers.get(name)
-        return (self._room(number).title or "") if number is not None else ""
+        return "" if number is None else self._titles.get(number, "")
 
     def info(self, name: str) -> RoomInfo | None:
         """Describe a room; None when there is none of that name."""
         number = self._numbers.get(name)
         if number is None:
             return None
-        return self._describe(number, self._room(number))
-
-    def _describe(self, number: int, room: _Room) -> RoomInfo:
-        kind = _type_of(room.name)
+        kind = _type_of(name)
         return RoomInfo(
-            id=room.name,
+            id=name,
             type=kind,
-            name=PERSONAL_TITLE if kind == "personal" else f"Group: {room.title or ''}",
+            name=PERSONAL_TITLE if kind == "personal" else f"Group: {self.group_name(name)}",
             member_count=self._core.member_count(number),
-            created_at=room.created_at,
-            updated_at=room.updated_at,
+            created_at=self._times[2 * number],
+            updated_at=self._times[2 * number + 1],
         )
-
-
-def _elsewhere(room: _Room) -> int:
-    return sum(room.elsewhere.values()) if room.elsewhere else 0
 
 
 def _type_of(name: str) -> RoomType:

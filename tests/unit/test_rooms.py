@@ -242,7 +242,7 @@ def test_a_number_that_is_not_in_use_is_a_mistake() -> None:
     ann = house.member("ann", HALL)
     house.rooms.leave(ann, HALL)
     with pytest.raises(LookupError, match="not in use"):
-        house.rooms._room(1)
+        house.rooms._name(1)
 
 
 def test_rooms_are_counted_by_type() -> None:
