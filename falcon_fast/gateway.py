@@ -683,7 +683,7 @@ class Gateway:
             users.update(
                 session.identity.user_id
                 for session in self.core.owners()
-                if session.identity.character_id == character_id
+                if session.character_id == character_id
             )
         users = {user for user in users if user_room(user) in self.rooms}
         if not joined:

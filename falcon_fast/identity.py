@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Final
 
-__all__ = ["Identity", "new_id"]
+import orjson
+
+__all__ = ["Identity", "new_id", "packed_character", "unpack"]
 
 
 def new_id() -> str:
@@ -14,6 +17,9 @@ def new_id() -> str:
     # `uuid` makes an object of it first, which each new connection would pay for.
     variant = "89ab"[int(digits[16], 16) & 3]
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+
+
+_CHARACTER_BYTES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +43,26 @@ class Identity:
     expires_at: int
     token_id: str | None = None
     issued_at: int = 0
+
+    def pack(self) -> bytes:
+        """Return it in a third of the memory, for `unpack` in this process."""
+        rest = (
+            *(self.user_id, self.character_name, self.scopes),
+            *(self.expires_at, self.token_id, self.issued_at),
+        )
+        # In front and of fixed size, since connections are searched by it.
+        return self.character_id.to_bytes(_CHARACTER_BYTES, "little") + orjson.dumps(rest)
+
+
+def unpack(packed: bytes) -> Identity:
+    """Return what was packed by `Identity.pack`."""
+    user_id, name, scopes, expires_at, token_id, issued_at = orjson.loads(
+        memoryview(packed)[_CHARACTER_BYTES:]
+    )
+    character_id = packed_character(packed)
+    return Identity(user_id, character_id, name, scopes, expires_at, token_id, issued_at)
+
+
+def packed_character(packed: bytes) -> int:
+    """Return the character of a packed identity."""
+    return int.from_bytes(packed[:_CHARACTER_BYTES], "little")

@@ -223,7 +223,7 @@ class Listings:
         else:
             found = self._gateway.core.owners()
         if wanted.character_id is not None:
-            found = [one for one in found if one.identity.character_id == wanted.character_id]
+            found = [one for one in found if one.character_id == wanted.character_id]
         return found
 
     def describe(self, session: Session) -> ConnectionInfo:

@@ -23,7 +23,7 @@ from falcon_fast.clock import Clock
 from falcon_fast.codes import CloseReason, ReplyCode
 from falcon_fast.envelope import ClientFrame
 from falcon_fast.errors import AuthError, BusUnavailable, EnvelopeError
-from falcon_fast.identity import Identity
+from falcon_fast.identity import Identity, packed_character, unpack
 from falcon_fast.presence import MAX_WATCHED, Presence
 from falcon_fast.rooms import Joined, Rooms, user_room
 
@@ -111,12 +111,12 @@ class Session:
 
     __slots__ = (
         "_host",
+        "_identity",
         "_left",
         "_strikes",
         "conn",
         "created_at",
         "id",
-        "identity",
         "remote_address",
         "state",
     )
@@ -130,10 +130,26 @@ class Session:
         self._strikes: tuple[float, ...] = ()  # when the latest malformed messages came
         self.id = ident
         self.conn = 0
-        self.identity = identity
+        self._identity: Identity | bytes = identity  # packed once it is OPEN, and seldom asked for
         self.remote_address = remote_address
         self.created_at = created_at
         self.state = State.CONNECTING
+
+    @property
+    def identity(self) -> Identity:
+        """Whom the token names."""
+        known = self._identity
+        return unpack(known) if isinstance(known, bytes) else known
+
+    @identity.setter
+    def identity(self, identity: Identity) -> None:
+        self._identity = identity.pack()
+
+    @property
+    def character_id(self) -> int:
+        """The character of its identity, for searches through all connections."""
+        known = self._identity
+        return packed_character(known) if isinstance(known, bytes) else known.character_id
 
     # ------------------------------------------------------------------------------ its life
 
@@ -166,6 +182,7 @@ class Session:
         if self.state is not State.ADMITTING:
             return
         self.state = State.OPEN
+        self.identity = self.identity
         if pending:
             self.send(envelope.rooms_pending(now=self._host.clock.time()))
         else:

@@ -518,7 +518,7 @@ async def test_a_bad_token_changes_nothing(node: Node) -> None:
     for token in ("", "x", "a.b.c", expired, node.token("ann")[:-2]):
         answers = await ann.ask({"id": "1", "type": "auth", "data": {"token": token}})
         assert answers == [error(node, "forbidden", "the token is not valid")]
-    assert ann.session.identity is before
+    assert ann.session.identity == before
     assert ann.is_open
 
 
