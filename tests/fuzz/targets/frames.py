@@ -8,7 +8,7 @@ twin, with itself on a transport.
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from falcon_fast._core import Core
@@ -16,6 +16,7 @@ from falcon_fast.codes import CloseReason
 
 from ...model.core import Twin
 from ...support.core import Closed, CoreFactory, Event, Expired, Failed, Message, Refused, Rig
+from ...support.deflate import plain
 from ...support.frames import BINARY, CLOSE, PONG, TEXT, ServerFrame, server_frames
 
 NATIVE: Final[CoreFactory] = Core
@@ -23,6 +24,7 @@ TWIN: Final[CoreFactory] = Twin
 
 MESSAGE_BYTES: Final = (16, 125, 1_000, 65_536)
 FRAGMENTS: Final = (1, 2, 8, 128)
+WINDOWS: Final = (15, 9)
 
 MAX_INPUT: Final = 32_768
 """Octets; a socket takes so many without being read."""
@@ -50,12 +52,14 @@ class Plan:
         reads: what arrives, piece by piece.
         held: whether the first piece arrives before the connection is admitted.
         on_socket: whether a real socket is used.
+        deflate: the window that was agreed on for compression, or 0.
     """
 
     limits: dict[str, float]
     reads: tuple[bytes, ...]
     held: bool
     on_socket: bool
+    deflate: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ def one_input(data: bytes) -> None:
     if not plan.on_socket:
         assert outcome == on_transport(plan, TWIN), "the core and its twin differ"
     if not plan.held and "message_rate" not in plan.limits:
-        whole = Plan(plan.limits, (b"".join(plan.reads),), held=False, on_socket=False)
+        whole = replace(plan, reads=(b"".join(plan.reads),), on_socket=False)
         assert outcome.essence == on_transport(whole, NATIVE).essence, "cuts make a difference"
 
 
@@ -90,11 +94,18 @@ def read_plan(data: bytes) -> Plan:
         "max_connections": 2,
         "max_message_bytes": MESSAGE_BYTES[choices & 3],
         "max_fragments": FRAGMENTS[choices >> 2 & 3],
+        "deflate_min_bytes": 8,
     }
     if choices & 16:
         limits |= {"message_rate": 2.0, "message_burst": 3}
     reads = tuple(cut(data[2 : 2 + MAX_INPUT], cuts))
-    return Plan(limits, reads, held=bool(choices & 32), on_socket=bool(choices & 64))
+    return Plan(
+        limits,
+        reads,
+        held=bool(choices & 32),
+        on_socket=bool(choices & 64),
+        deflate=WINDOWS[cuts & 1] if choices & 128 else 0,
+    )
 
 
 def cut(stream: bytes, cuts: int) -> list[bytes]:
@@ -113,7 +124,7 @@ def on_transport(plan: Plan, make: CoreFactory) -> Outcome:
     rig = Rig(make, plan.limits)
     reads = list(plan.reads)
     early = reads.pop(0) if plan.held and reads else b""
-    peer = rig.connect(early=early, paused=plan.held)
+    peer = rig.connect(early=early, paused=plan.held, deflate=plan.deflate)
     echo(rig, peer.handle)
     rig.turn()
     if plan.held:
@@ -125,7 +136,7 @@ def on_transport(plan: Plan, make: CoreFactory) -> Outcome:
     peer.link.connection_lost(None)
     rig.turn()
     assert rig.core.count == 0, "a connection outlives its transport"
-    frames = peer.frames()
+    frames = [plain(frame, window=plan.deflate or 15) for frame in peer.frames()]
     rig.core.shutdown()
     return Outcome(tuple(rig.events), tuple(frames))
 
@@ -140,7 +151,9 @@ def on_socket(plan: Plan) -> Outcome:
     with theirs:
         ours.setblocking(False)
         theirs.setblocking(False)
-        handle = rig.core.adopt_socket(ours.detach(), "a", early=early, paused=plan.held)
+        handle = rig.core.adopt_socket(
+            ours.detach(), "a", early=early, paused=plan.held, deflate=plan.deflate
+        )
         echo(rig, handle)
         rig.turn()
         if plan.held:
@@ -163,7 +176,8 @@ def on_socket(plan: Plan) -> Outcome:
         assert rig.core.count == 0, "a connection outlives its socket"
         rig.core.shutdown()
         drain(theirs, said)
-    return Outcome(tuple(rig.events), tuple(server_frames(bytes(said))))
+    frames = [plain(f, window=plan.deflate or 15) for f in server_frames(bytes(said))]
+    return Outcome(tuple(rig.events), tuple(frames))
 
 
 def drain(client: socket.socket, said: bytearray) -> None:

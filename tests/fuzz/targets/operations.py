@@ -16,6 +16,7 @@ from falcon_fast._core import Core
 from falcon_fast.codes import CloseReason
 
 from ...support.core import Closed, CoreFactory, Event, Failed, Message, Rig
+from ...support.deflate import packed_text, plain
 from ...support.frames import CLOSE, TEXT, ServerFrame, binary, close, ping, server_frames, text
 from ...support.transport import FakeTransport
 
@@ -24,6 +25,7 @@ NATIVE: Final[CoreFactory] = Core
 CONNECTIONS: Final = 6
 ROOMS: Final = 4
 CALLS: Final = 300
+WINDOWS: Final = (0, 15, 9)
 
 LIMITS: Final[dict[str, float]] = {
     "max_connections": CONNECTIONS,
@@ -31,6 +33,7 @@ LIMITS: Final[dict[str, float]] = {
     "max_queue_bytes": 4_096,
     "max_queue_messages": 16,
     "max_rooms": 3,
+    "deflate_min_bytes": 64,
     "message_rate": 20.0,
     "message_burst": 10,
     "ping_interval": 5.0,
@@ -51,6 +54,8 @@ INPUTS: Final = (
     text("close"),
     text("say"),
     text("raise"),
+    packed_text("say"),
+    packed_text("z" * 600),
 )
 
 REASONS: Final = (
@@ -131,10 +136,15 @@ class Play:
         place = self.octet() % CONNECTIONS
         if self.clients[place] is not None or self.core.count == CONNECTIONS:
             return
-        held = self.octet() % 4 == 0
+        how = self.octet()
         transport = FakeTransport()
         try:
-            peer = self.rig.connect(f"c{self.made}", transport=transport, paused=held)
+            peer = self.rig.connect(
+                f"c{self.made}",
+                transport=transport,
+                paused=how % 4 == 0,
+                deflate=WINDOWS[how // 4 % len(WINDOWS)],
+            )
         except ConnectionError:
             return  # slots of this tick's closes are not free yet
         client = Client(
@@ -151,13 +161,18 @@ class Play:
         place = self.octet() % CONNECTIONS
         if self.clients[place] is not None or self.core.count == CONNECTIONS:
             return
-        held = self.octet() % 4 == 0
+        how = self.octet()
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
         name = f"c{self.made}"
         try:
-            handle = self.core.adopt_socket(ours.detach(), name, paused=held)
+            handle = self.core.adopt_socket(
+                ours.detach(),
+                name,
+                paused=how % 4 == 0,
+                deflate=WINDOWS[how // 4 % len(WINDOWS)],
+            )
         except ConnectionError:
             theirs.close()
             return
@@ -401,7 +416,7 @@ class Play:
             assert client.transport is not None
             stream = client.transport.sent
         frames = whole_frames(stream)
-        texts = [frame.payload for frame in frames if frame.opcode == TEXT]
+        texts = [plain(frame).payload for frame in frames if frame.opcode == TEXT]
         assert texts == (client.due if all_of_it else client.due[: len(texts)]), client.name
         closes = [at for at, frame in enumerate(frames) if frame.opcode == CLOSE]
         assert closes in ([], [len(frames) - 1]), "something was sent behind the Close"
