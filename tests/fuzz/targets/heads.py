@@ -97,3 +97,9 @@ def check_accept(accept: Accept, request: Request) -> None:
     assert any(TOKEN in value for value in values), "accepted without a token"
     if accept.subprotocol:
         assert accept.subprotocol in offered
+    if accept.deflate is not None:
+        extensions = ",".join(request.get_all("sec-websocket-extensions"))
+        assert "permessage-deflate" in extensions
+        assert 9 <= accept.deflate.window <= 15
+        if accept.deflate.window < 15:
+            assert "server_max_window_bits" in extensions
