@@ -75,6 +75,7 @@ class _Node(Collector):
         yield from self._connections()
         yield from self._rooms()
         yield from self._traffic()
+        yield from self._compression()
         yield from self._ticks()
         yield from self._queues()
         yield from self._bus()
@@ -213,6 +214,48 @@ class _Node(Collector):
             "How long the latest probe took through the bus and back.",
             float("nan") if probe is None else probe,
         )
+
+    def _compression(self) -> Iterator[Metric]:
+        core = self._gateway.core
+        yield GaugeMetricFamily(
+            "falcon_compressing_connections",
+            "Connections that agreed on permessage-deflate.",
+            core.deflating,
+        )
+        for name, meaning, value in (
+            (
+                "compressions",
+                "Messages compressed, once for all receivers with the same window.",
+                core.compressions,
+            ),
+            (
+                "compression_input_bytes",
+                "Bytes of messages before they were compressed.",
+                core.compression_in,
+            ),
+            (
+                "compression_output_bytes",
+                "Bytes of the same messages as they were sent.",
+                core.compression_out,
+            ),
+            (
+                "compressed_deliveries",
+                "Compressed messages sent or queued, counted once for each receiver.",
+                core.compressed_deliveries,
+            ),
+            ("inflations", "Compressed messages from clients.", core.inflations),
+            (
+                "inflation_input_bytes",
+                "Bytes of compressed messages from clients, as they came.",
+                core.inflation_in,
+            ),
+            (
+                "inflation_output_bytes",
+                "Bytes of compressed messages from clients, inflated.",
+                core.inflation_out,
+            ),
+        ):
+            yield CounterMetricFamily(f"falcon_{name}", meaning, value)
 
     def _ticks(self) -> Iterator[Metric]:
         messages, microseconds = self._gateway.core.histograms()

@@ -41,6 +41,14 @@ def deaf(ear: Client) -> bool:
     return ear.sync() == []
 
 
+def test_d10_answers_are_not_compressed(admin: Admin) -> None:
+    """What an operator reads may stand beside what others could choose."""
+    for path in ("/websocket/connections", "/openapi.json", "/metrics", "/"):
+        reply = admin.get(path, **{"Accept-Encoding": "gzip, deflate, br, zstd"}, **admin.bearer())
+        assert reply.status == 200, path
+        assert "content-encoding" not in reply.headers, path
+
+
 # ----------------------------------------------------------------------------------------- bodies
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, NoReturn
 
+from .deflate import plain
 from .frames import CLOSE, PING, TEXT, ServerFrame, pong, text
 
 DEADLINE: Final = 15.0
@@ -187,7 +188,8 @@ class Wire:
             size = int.from_bytes(data[2:start], "big")
         if len(data) < start + size:
             return None
-        frame = ServerFrame(data[0] & 0x0F, bytes(data[start : start + size]))
+        payload = bytes(data[start : start + size])
+        frame = ServerFrame(data[0] & 0x0F, payload, bool(data[0] & 0x40))
         assert data[: start + size] == frame.to_bytes(), f"no server's frame: {data[:16].hex()}"
         del data[: start + size]
         return frame
@@ -246,13 +248,23 @@ class Client:
         self.welcome: Message = {}
         self.rooms: list[str] = []
 
-    def open(self, *lines: str, token: str | None = None) -> None:
-        """Do the opening handshake; a refusal fails the test."""
+    def open(
+        self, *lines: str, token: str | None = None, offer: str = "", answer: str | None = None
+    ) -> None:
+        """Do the opening handshake; a refusal fails the test.
+
+        Args:
+            lines: further headers.
+            token: as bearer.
+            offer: the extensions that are offered.
+            answer: the ones that must be agreed on.
+        """
+        lines += (f"Sec-WebSocket-Extensions: {offer}",) if offer else ()
         key = base64.b64encode(os.urandom(16)).decode()
         self.wire.send(request(*lines, token=token, key=key))
         head = self.wire.read_head()
         offered = any("falcon.v1" in line for line in lines)
-        assert head == switching(key, "falcon.v1" if offered else None), head
+        assert head == switching(key, "falcon.v1" if offered else None, answer), head
 
     def enter(self) -> None:
         """Read the welcome and the list of rooms."""
@@ -282,7 +294,7 @@ class Client:
             if frame.opcode == PING:
                 self.wire.send(pong(frame.payload))
             if frame.opcode == TEXT:
-                return strict_json(frame.payload)
+                return strict_json(plain(frame).payload)
 
     def hear_until(self, wanted: Callable[[Message], bool], within: float = DEADLINE) -> Message:
         """Return the next message for which `wanted` is true."""

@@ -12,6 +12,7 @@ from falcon_fast.auth import TokenVerifier, issue_token
 from falcon_fast.bus import Target
 from falcon_fast.bus.memory import MemoryBus
 from falcon_fast.codes import CloseReason
+from falcon_fast.deflate import agree
 from falcon_fast.directory import Group
 from falcon_fast.errors import BusUnavailable
 from falcon_fast.gateway import Gateway
@@ -22,6 +23,7 @@ from falcon_fast.session import Session
 from falcon_fast.settings import Settings
 
 from .bus import Switchboard
+from .deflate import plain
 from .directory import FakeDirectory
 from .frames import CLOSE, TEXT, client_frame, close, server_frames, text
 from .loop import FakeTimeLoop, turns
@@ -133,7 +135,7 @@ class Client:
         """Return the text messages that came since the last call, as they came."""
         written = bytes(self.transport.written[self._seen :])
         self._seen = len(self.transport.written)
-        return [frame.payload for frame in server_frames(written) if frame.opcode == TEXT]
+        return [plain(frame).payload for frame in server_frames(written) if frame.opcode == TEXT]
 
     @property
     def closed(self) -> tuple[int, str] | None:
@@ -234,21 +236,29 @@ class Node:
         ttl: int = 36_000,
         early: bytes = b"",
         transport: FakeTransport | None = None,
+        offer: str | None = None,
     ) -> Client:
         """Let a client arrive behind its 101; its user is in the groups as well as before."""
         known = self.directory.groups.get(user_id, frozenset())
         self.directory.groups[user_id] = known | frozenset(groups)
         transport = transport or FakeTransport()
         client = Client(self, transport, user_id)
-        accept = Accept(self.identity(user_id, character_id, ttl=ttl), KEY, None, ADDRESS)
+        identity = self.identity(user_id, character_id, ttl=ttl)
+        deflate = None if offer is None else agree((offer,))
+        accept = Accept(identity, KEY, None, ADDRESS, deflate)
         self.gateway.born(accept, transport, early)
         return client
 
     async def connect(
-        self, user_id: str, *groups: Group, character_id: int = 7, ttl: int = 36_000
+        self,
+        user_id: str,
+        *groups: Group,
+        character_id: int = 7,
+        ttl: int = 36_000,
+        offer: str | None = None,
     ) -> Client:
         """Let a client arrive and be admitted; the frames of that are taken already."""
-        client = self.dial(user_id, *groups, character_id=character_id, ttl=ttl)
+        client = self.dial(user_id, *groups, character_id=character_id, ttl=ttl, offer=offer)
         await turns()
         assert client.closed is None, client.closed
         client.take()

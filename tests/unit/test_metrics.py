@@ -19,6 +19,7 @@ from falcon_fast.metrics import Metrics
 from falcon_fast.statistics import Histogram
 
 from ..support import ROOT
+from ..support.deflate import OFFER, packed_text
 from ..support.directory import group
 from ..support.frames import text
 from ..support.gateway import Node
@@ -168,6 +169,8 @@ async def test_what_a_node_did_is_what_a_scrape_says(node: Node, metrics: Metric
         "falcon_ticks_total": core.flushes,
         "falcon_tick_messages_count": core.flushes,
         "falcon_tick_send_seconds_count": core.flushes,
+        "falcon_compressing_connections": 0,
+        "falcon_compressions_total": 0,
         "falcon_queue_bytes": 0,
         "falcon_queued_connections": 0,
         'falcon_health{state="healthy"}': 1,
@@ -197,6 +200,42 @@ async def test_what_the_bus_did_is_what_a_scrape_says(
     assert [found[f"falcon_bus_{name}_total"] for name in names] == list(range(1, 13))
     assert found["falcon_bus_probe_seconds"] == 0.25
     assert (found["falcon_bus_available"], found["falcon_nodes"]) == (1, 1)
+
+
+async def test_one_compression_is_counted_whatever_the_number_of_receivers(
+    node: Node, metrics: Metrics
+) -> None:
+    core = node.gateway.core
+    news = b'{"type":"message","data":"' + b"all is well " * 90 + b'"}'
+    room = group(1)
+    for name in ("ann", "bob", "eve", "dan"):
+        await node.connect(name, room, offer=None if name == "dan" else OFFER)
+    before = values(metrics)
+    assert node.gateway.deliver(Target.ROOM, f"group:{room.id}", news) == 4
+    await turns()
+    fay = node.dial("fay", offer=OFFER)
+    await turns()
+    fay.put(packed_text('{"type":"heartbeat"}'))
+    await turns()
+    after = values(metrics)
+    changes = {
+        name: after[f"falcon_{name}"] - before[f"falcon_{name}"]
+        for name in (
+            *("compressing_connections", "compressions_total", "compressed_deliveries_total"),
+            *("compression_input_bytes_total", "inflations_total", "inflation_output_bytes_total"),
+        )
+    }
+    assert changes == {
+        "compressing_connections": 1,
+        "compressions_total": 1,
+        "compressed_deliveries_total": 3,
+        "compression_input_bytes_total": len(news),
+        "inflations_total": 1,
+        "inflation_output_bytes_total": len('{"type":"heartbeat"}'),
+    }
+    assert after["falcon_compressing_connections"] == 4
+    assert after["falcon_compression_output_bytes_total"] == core.compression_out < len(news) / 5
+    assert after["falcon_inflation_input_bytes_total"] == core.inflation_in > 0
 
 
 async def test_closes_have_every_reason_from_the_start(metrics: Metrics) -> None:
