@@ -55,7 +55,7 @@ class Core(Generic[OwnerT]):
         message_burst: int = 0,
         max_rooms: int = 512,
         deflate_min_bytes: int = 512,
-        deflate_level: int = 3,
+        deflate_level: int = 6,
         epoll: bool = True,
     ) -> None: ...
     @property

@@ -266,7 +266,7 @@ cdef class Core(_Input):
         message_burst: int = 0,
         max_rooms: int = 512,
         deflate_min_bytes: int = 512,
-        deflate_level: int = 3,
+        deflate_level: int = 6,
         epoll: bool = True,
     ) -> None:
         if self.conns != NULL:

@@ -139,7 +139,7 @@ class Settings:
     drain_timeout: float = 30.0
     compression: bool = True
     compression_min_bytes: int = 512
-    compression_level: int = 3
+    compression_level: int = 6
     log_format: Literal["auto", "json", "console"] = "auto"
     max_head_bytes: int = 16_384
     handshake_timeout: float = 5.0

@@ -152,6 +152,8 @@ static uint64_t lost, broken, close_codes[CLOSE_CODES];
 static uint64_t batch_ns; /* time at which the events in hand were fetched */
 static unsigned char *echo_frames; /* WINDOW_MAX masked frames back to back */
 static char *head_text;
+/* Bits that no frame may have: RSV1 marks a compressed message, where compression is offered. */
+static uint8_t reserved = 0x70;
 static struct lines {
     char **line;
     size_t count;
@@ -401,7 +403,7 @@ static bool feed(struct connection *c, const unsigned char *data, size_t size) {
                 for (size_t i = 2; i < c->header_have; i++)
                     c->left = c->left << 8 | c->header[i];
             }
-            if (c->header[1] & 0x80 || c->header[0] & 0x70 ||
+            if (c->header[1] & 0x80 || c->header[0] & reserved ||
                 (opcode >= OP_CLOSE && c->left > CONTROL_MAX)) {
                 broken++;
                 lose(c);
@@ -966,6 +968,8 @@ static const char *value_of(const char *argument, const char *name) {
 
 static void read_arguments(int argc, char **argv) {
     head_text = read_file(argv[1]);
+    if (strstr(head_text, "permessage-deflate") != NULL)
+        reserved = 0x30;
     for (int i = 2; i < argc; i++) {
         const char *value;
         if ((value = value_of(argv[i], "tokens")) != NULL) {

@@ -30,11 +30,13 @@ HEAD = (
 AUTHORIZATION = "Authorization: Bearer {token}"
 
 
-def request_head(port: int, *, path: str = "/", authorized: bool = False) -> str:
+def request_head(port: int, *, path: str = "/", authorized: bool = False, offer: str = "") -> str:
     """Return the head every client sends, with a place for the token when authorized."""
     lines = [line.replace("{path}", path).replace("{port}", str(port)) for line in HEAD]
     if authorized:
         lines.append(AUTHORIZATION)
+    if offer:
+        lines.append(f"Sec-WebSocket-Extensions: {offer}")
     return "".join(f"{line}\r\n" for line in lines) + "\r\n"
 
 
@@ -52,6 +54,7 @@ class Clients:
         members: connections in each room.
         setup: texts that each connection sends once it is open.
         pong: a message that is a ping of the protocol's own, and the answer to it.
+        offer: extensions that are offered; what is compressed then is counted as it comes.
     """
 
     path: str = "/"
@@ -60,6 +63,7 @@ class Clients:
     members: int = 1
     setup: Sequence[str] = ()
     pong: tuple[str, str] | None = None
+    offer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +219,7 @@ class Load(Child):
         who = clients or Clients(path=path, tokens=tokens)
         with tempfile.TemporaryDirectory(prefix="falcon-bench-") as directory:
             head = Path(directory, "head")
-            text = request_head(port, path=who.path, authorized=bool(who.tokens))
+            text = request_head(port, path=who.path, authorized=bool(who.tokens), offer=who.offer)
             head.write_text(text, newline="")
             command = [str(program("load")), str(head), f"members={who.members}"]
             lists = {

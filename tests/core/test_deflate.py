@@ -170,7 +170,7 @@ def test_one_octet_less_is_smaller(make: CoreFactory) -> None:
     kinds = set()
     for _ in range(400):
         message = bytes(draw.choices(b"abcdefgh", k=draw.randrange(40)))
-        best = deflated(message, level=3)
+        best = deflated(message, level=6)
         rig.core.send(peer.handle, message)
         rig.turn()
         (frame,) = peer.frames()

@@ -42,6 +42,7 @@ def test_list_names_every_scenario() -> None:
         "echo",
         "upgrades",
         "admin",
+        "deflate",
         "broadcast",
         "rooms",
         "idle",
@@ -81,6 +82,20 @@ def test_quick_fanout_writes_ratios_to_the_send_loop(tmp_path: Path) -> None:
     assert str(ROOT) not in text, "a result names no path of this machine"
     for ratio in ratios:
         assert ratio.rpartition(", ")[0] in done.stdout
+
+
+def test_quick_deflate_counts_one_compression_a_message(tmp_path: Path) -> None:
+    done = benchmarks("run", "deflate", "--quick", "--results", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "deflate.json").read_text())
+    figures = result["figures"]["deliveries"]
+    assert len(figures) == 4
+    for name, figure in figures.items():
+        once = figure["compressions_per_message"]
+        assert once["low"] == once["high"] == (1.0 if name.startswith("deflated") else 0.0), name
+        octets = figure["bytes_per_delivery"]["median"]
+        assert octets < 450 if name.startswith("deflated") else 900 < octets <= 1024
+    assert "Compression: median" in done.stdout
 
 
 def test_unknown_scenario_is_refused_with_the_choices() -> None:

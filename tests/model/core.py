@@ -197,7 +197,7 @@ class Twin(Generic[OwnerT]):
         message_burst: int = 0,
         max_rooms: int = 512,
         deflate_min_bytes: int = 512,
-        deflate_level: int = 3,
+        deflate_level: int = 6,
         epoll: bool = False,
     ) -> None:
         assert not epoll, "the twin knows transports only"

@@ -24,6 +24,9 @@ MONGODB_URI = os.environ.get("FALCON_TEST_MONGODB_URI", "")
 FUZZ_EXAMPLES = int(os.environ.get("FALCON_FUZZ_EXAMPLES", "0"))
 """Inputs each fuzz test makes, for long runs; 0 leaves the number to the test."""
 
+ALL_CASES = os.environ.get("FALCON_CONFORMANCE") == "all"
+"""True for the whole of a protocol suite where usually a part of it has to do."""
+
 
 def missing(what: str, *, hint: str = "") -> NoReturn:
     """Leave the test out, or fail it where everything must be there.

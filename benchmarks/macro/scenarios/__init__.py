@@ -10,6 +10,7 @@ from benchmarks.macro.run import Run
 from benchmarks.macro.scenarios import (
     admin,
     broadcast,
+    deflate,
     density,
     echo,
     fanout,
@@ -40,6 +41,7 @@ ALL = {
         Scenario("echo", echo.QUESTION, echo.run),
         Scenario("upgrades", upgrades.QUESTION, upgrades.run),
         Scenario("admin", admin.QUESTION, admin.run),
+        Scenario("deflate", deflate.QUESTION, deflate.run),
         Scenario("broadcast", broadcast.QUESTION, broadcast.run),
         Scenario("rooms", rooms.QUESTION, rooms.run),
         Scenario("idle", idle.QUESTION, idle.run),

@@ -11,19 +11,28 @@ import argparse
 import asyncio
 import base64
 import hashlib
+import itertools
+import random
 import socket
 import sys
+from collections.abc import Iterator
 
 from benchmarks.macro import control
 from benchmarks.macro.control import LOOPS, Arguments
 from benchmarks.macro.figures import Json
+from benchmarks.macro.servers import orders
 
 #: Connections the kernel may hold for us between two turns of the loop.
 BACKLOG = 4096
 #: RFC 6455 section 1.3.
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+#: RFC 7692: what the generator offers, and what is answered.
+OFFER = b"Sec-WebSocket-Extensions: permessage-deflate"
+AGREED = OFFER + b"; server_no_context_takeover; client_no_context_takeover\r\n"
 #: Largest request head, in bytes; the generator sends it in one piece.
 HEAD_MAX = 16384
+#: Different messages of market orders that are sent in turn.
+POOL = 64
 #: Seconds between two turns of the core's timers.
 TICK = 0.25
 #: Seconds without a ping or a timeout: longer than any run.
@@ -31,7 +40,7 @@ NEVER = 7200.0
 
 
 def switching(head: bytes) -> bytes:
-    """Return the 101 for a request head."""
+    """Return the 101 for a request head; what is offered is agreed on."""
     key = next(
         line.partition(b":")[2].strip()
         for line in head.split(b"\r\n")
@@ -40,14 +49,24 @@ def switching(head: bytes) -> bytes:
     accept = base64.b64encode(hashlib.sha1(key + GUID).digest())
     return (
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
+        b"Sec-WebSocket-Accept: " + accept + b"\r\n" + (AGREED if OFFER in head else b"") + b"\r\n"
     )
+
+
+class Prepared(dict[int, Iterator[bytes]]):
+    """Market orders of each size asked for, the same ones in every process."""
+
+    def __missing__(self, size: int) -> Iterator[bytes]:
+        draw = random.Random(size)
+        found = self[size] = itertools.cycle([orders.message(draw, size) for _ in range(POOL)])
+        return found
 
 
 def main() -> None:
     """Serve until stdin ends."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--loop", choices=LOOPS, default="uvloop")
+    parser.add_argument("--window", type=int, default=0, help="bits, to compress; 0 not to")
     options = parser.parse_args()
     try:
         from falcon_fast._core import Core
@@ -74,6 +93,7 @@ def main() -> None:
             ping_timeout=NEVER,
         )
         room = core.open_room()
+        prepared = Prepared()
         listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
         listener.setblocking(False)
 
@@ -84,7 +104,7 @@ def main() -> None:
                 client.close()
                 return
             client.send(switching(head))
-            connection = core.adopt_socket(client.detach(), None)
+            connection = core.adopt_socket(client.detach(), None, deflate=options.window)
             core.join(connection, room)
 
         def accept() -> None:
@@ -102,14 +122,16 @@ def main() -> None:
             loop.call_later(TICK, tick)
 
         def fan_out(arguments: Arguments) -> dict[str, Json]:
-            payload = b"x" * arguments["bytes"]
-            noted = 0
-            for _ in range(arguments["messages"]):
+            size, noted = arguments["bytes"], 0
+            payloads = [b"x" * size] * arguments["messages"]
+            if arguments.get("orders"):
+                payloads = [next(prepared[size]) for _ in payloads]
+            for payload in payloads:
                 noted += core.fan_out(room, payload)
             return {"deliveries": noted}
 
         def count(_arguments: Arguments) -> dict[str, Json]:
-            return {"open": core.count}
+            return {"open": core.count, "compressions": core.compressions}
 
         loop.add_reader(listener, accept)
         loop.add_reader(core.epoll_fd, core.ready)
