@@ -50,6 +50,7 @@ def test_list_names_every_scenario() -> None:
         "large",
         "stalled",
         "presence",
+        "bus",
     ]
 
 

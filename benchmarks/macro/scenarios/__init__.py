@@ -10,6 +10,7 @@ from benchmarks.macro.run import Run
 from benchmarks.macro.scenarios import (
     admin,
     broadcast,
+    bus,
     deflate,
     density,
     echo,
@@ -49,5 +50,6 @@ ALL = {
         Scenario("large", large.QUESTION, large.run),
         Scenario("stalled", stalled.QUESTION, stalled.run),
         Scenario("presence", presence.QUESTION, presence.run),
+        Scenario("bus", bus.QUESTION, bus.run),
     )
 }
