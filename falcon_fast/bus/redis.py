@@ -1,7 +1,7 @@
 """The bus over Redis: what is published here, what is heard from others, and what was missed.
 
 Between the gateway and the links. See `redis_wire` for what is sent, `positions` for how losses are
-found, `redis_pair` for how the links are kept, and docs/explanation/nodes.md for all of it.
+found, `redis_pair` for how the links are kept, and docs/explanation/losses.md for all of it.
 """
 
 from __future__ import annotations

@@ -14,13 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ..support import FUZZ_EXAMPLES
-from .targets import envelopes, frames, heads, operations, tokens, upgrades
+from .targets import bus, envelopes, frames, heads, operations, tokens, upgrades
 
 CORPUS: Final = Path(__file__).parent / "corpus"
 
 Target = Callable[[bytes], None]
 
 TARGETS: Final[dict[str, Target]] = {
+    "bus": bus.one_input,
     "envelopes": envelopes.one_input,
     "frames": frames.one_input,
     "heads": heads.one_input,
