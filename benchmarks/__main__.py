@@ -32,6 +32,18 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def tree(text: str) -> Path:
+    """Read the path of a copy of this repository.
+
+    Raises:
+        argparse.ArgumentTypeError: There is no server in it.
+    """
+    path = Path(text).resolve()
+    if not any((path / "falcon_fast").glob("_core*.so")):
+        raise argparse.ArgumentTypeError(f"no server is built in {path}")
+    return path
+
+
 def options_of_a_run(command: argparse.ArgumentParser) -> None:
     """Add the options that `run` and `peers` have in common."""
     command.add_argument("--connections", type=int, help="connections, or members of the room")
@@ -50,6 +62,12 @@ def options_of_a_run(command: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         help="messages that are due at the same moment, in scenarios with room traffic",
+    )
+    command.add_argument(
+        "--against",
+        type=tree,
+        metavar="DIR",
+        help="another copy of this repository, built in place: its server takes its turns too",
     )
     command.add_argument(
         "--quick",
@@ -172,6 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
         soak=getattr(options, "soak", 0.0),
         layout=options.layout,
         burst=options.burst,
+        against=options.against,
         peers=options.peers,
     )
     directory = options.results or (None if options.quick else RESULTS)

@@ -21,6 +21,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
@@ -46,6 +47,7 @@ class Child:
         environment: Mapping[str, str] | None = None,
         replies: IO[bytes] | None = None,
         inherited: int | None = None,
+        directory: Path | None = None,
     ) -> None:
         """Start the program on these CPUs and wait until it is ready.
 
@@ -57,6 +59,7 @@ class Child:
             replies: Where its answers come from when that is not its stdout.
             inherited: The descriptor it writes its answers to, in that case; closed here, so that
                 the program's end is the end of its answers.
+            directory: Where it runs; None for where we do.
 
         Raises:
             PeerMissing: It says that something it needs is not installed.
@@ -72,6 +75,7 @@ class Child:
                     stdout=subprocess.PIPE if replies is None else subprocess.DEVNULL,
                     stderr=self._errors,
                     env=None if environment is None else dict(environment),
+                    cwd=directory,
                     pass_fds=() if inherited is None else (inherited,),
                 )
         finally:

@@ -9,11 +9,13 @@ protocol of their own: the generator speaks it, with the same number of bytes fo
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from benchmarks.macro.build import program
 from benchmarks.macro.child import Child
@@ -25,6 +27,8 @@ from benchmarks.macro.servers.real import PATH, Population, Prepared, prepared, 
 
 ROOFLINE = "C relay"
 SUBJECT = "falcon_fast"
+#: The server of another tree (--against), for a comparison of two states of the source.
+OTHER = "falcon_fast, other tree"
 #: Letters and digits that a stamp takes in a message.
 STAMP_BYTES = 17
 #: Settings of the real server for a client that is a crowd, and for rooms whose members come at
@@ -183,8 +187,6 @@ PEERS = (
 
 def environment() -> dict[str, str]:
     """Return the environment of peers: they find the packages that were fetched for them."""
-    import os
-
     paths = [str(PYTHON_PACKAGES), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
@@ -236,22 +238,22 @@ def start_roofline(run: Run, layout: Layout) -> Iterator[Contender]:
 
 @contextmanager
 def start_falcon(
-    run: Run, layout: Layout, settings: Mapping[str, str] | None = None
+    run: Run, layout: Layout, name: str = SUBJECT, tree: Path | None = None
 ) -> Iterator[Contender]:
     """Start the real server, on a directory with a user for each connection."""
     with prepared(Population(layout.connections, layout.members)) as ready:
-        yield from _falcon(run, layout, ready, settings or {})
+        yield from _falcon(run, layout, ready, name, tree)
 
 
 def _falcon(
-    run: Run, layout: Layout, ready: Prepared, settings: Mapping[str, str]
+    run: Run, layout: Layout, ready: Prepared, name: str, tree: Path | None
 ) -> Iterator[Contender]:
     clients = Clients(path=PATH, tokens=ready.tokens, rooms=ready.rooms, members=layout.members)
     with (
-        real_server(ready, cores=run.cores.server, settings={**OPEN_LIMITS, **settings}) as server,
+        real_server(ready, cores=run.cores.server, settings=OPEN_LIMITS, tree=tree) as server,
         Load(server.port, cores=run.cores.client, clients=clients) as load,
     ):
-        yield Contender(SUBJECT, server, load, layout, falcon_message())
+        yield Contender(name, server, load, layout, falcon_message())
 
 
 #: Names of all peers: a run goes on without one that does not start.
@@ -277,6 +279,11 @@ def starts(run: Run, layout: Layout, wanted: Sequence[str] | None = None) -> Sta
     return [
         (ROOFLINE, partial(start_roofline, run, layout)),
         (SUBJECT, partial(start_falcon, run, layout)),
+        *(
+            [(OTHER, partial(start_falcon, run, layout, OTHER, run.against))]
+            if run.against is not None
+            else []
+        ),
         *(
             (peer.name, partial(start_peer, run, peer, layout))
             for peer in PEERS

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from benchmarks.macro.child import Child
@@ -39,6 +40,7 @@ class Run:
         burst: Messages that are due at the same moment, in the same room.
         peers: Who takes part in the open-loop scenarios, beside the server and the C loop; None
             for everybody.
+        against: Another copy of this repository, whose server takes part too; None for none.
         say: Takes lines about the progress.
     """
 
@@ -50,6 +52,7 @@ class Run:
     soak: float = 0.0
     layout: tuple[int, int] | None = None
     burst: int = 1
+    against: Path | None = None
     peers: Sequence[str] | None = ("websockets",)
     say: Callable[[str], None] = say
 

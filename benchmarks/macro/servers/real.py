@@ -142,6 +142,7 @@ def hosted(
     port: int,
     cores: frozenset[int],
     environment: Mapping[str, str] | None = None,
+    tree: Path | None = None,
 ) -> Iterator[Child]:
     """Run a module of the server under the harness (see servers/hosted.py)."""
     read_end, write_end = os.pipe()
@@ -155,6 +156,7 @@ def hosted(
             environment=environment,
             replies=replies,
             inherited=write_end,
+            directory=tree,
         )
         with child:
             yield child
@@ -166,6 +168,7 @@ def real_server(
     *,
     cores: frozenset[int],
     settings: Mapping[str, str] | None = None,
+    tree: Path | None = None,
 ) -> Iterator[Child]:
     """Run `falcon-fast serve` on a prepared directory until the body ends.
 
@@ -173,6 +176,7 @@ def real_server(
         ready: Its users and groups.
         cores: CPUs it may use.
         settings: Settings beyond `UNLIMITED`, by their environment names.
+        tree: Another copy of this repository, built in place, whose server it is; None for ours.
 
     Raises:
         PeerMissing: The server is not built.
@@ -189,7 +193,13 @@ def real_server(
         "FALCON_PORT": str(port),
     }
     with hosted(
-        "falcon_fast", "falcon_fast", ["serve"], port=port, cores=cores, environment=environment
+        "falcon_fast",
+        "falcon_fast",
+        ["serve"],
+        port=port,
+        cores=cores,
+        environment=environment,
+        tree=tree,
     ) as child:
         yield child
 
