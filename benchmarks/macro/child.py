@@ -66,6 +66,7 @@ class Child:
             ChildFailed: It ended or stayed silent.
         """
         self.name = name
+        self.cores = cores
         self._errors = tempfile.TemporaryFile()
         try:
             with on_cores(cores):

@@ -6,7 +6,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,18 @@ def softirq_seconds() -> float:
         except (OSError, ValueError, IndexError):
             continue  # the process has gone, or its accounts are hidden
     return total * 1e-9
+
+
+def busy_seconds(cores: Iterable[int]) -> float:
+    """Return how long these CPUs have not been idle, in seconds, in ticks of 10 ms."""
+    wanted = {f"cpu{core}" for core in cores}
+    ticks = 0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *times = line.split()
+        if name in wanted:
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, times[:8])
+            ticks += user + nice + system + irq + softirq + steal
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def resident_bytes(pid: int) -> int:

@@ -8,17 +8,24 @@ generator that does: its own share of the CPU is in the record.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from benchmarks.macro.contenders import STAMP_BYTES, Contender
 from benchmarks.macro.errors import BenchmarkError
 from benchmarks.macro.figures import Json, Spread, rounded
 from benchmarks.macro.load import Latencies, Published
+from benchmarks.macro.machine import busy_seconds
 
 #: Payload of a delivery as the client reads it, protocol included, in bytes.
 DELIVERY_BYTES = 320
 #: Share of its CPU from which the generator, not the server, may be what is too slow.
 GENERATOR_BUSY = 0.97
+#: Share of a CPU that others may use in a window; one with more is taken again, after a rest of so
+#: many seconds, so many times at most.
+FOREIGN = 0.1
+REST = 0.5
+ATTEMPTS = 4
 #: Seconds after a window in which late deliveries still count as deliveries.
 PATIENCE = 3.0
 
@@ -32,6 +39,8 @@ class Window:
         published: times of the deliveries.
         cpu: seconds of the server's CPU.
         load_cpu: seconds of the generator's CPU.
+        foreign: share of the time in which neither of the two, but somebody else was on the CPU of
+            one of them.
         seconds: wall clock.
     """
 
@@ -39,6 +48,7 @@ class Window:
     published: Published
     cpu: float
     load_cpu: float
+    foreign: float
     seconds: float
 
     @property
@@ -98,6 +108,7 @@ class Window:
             "messages_per_read": rounded(times.total / max(1, self.published.reads)),
             "server_busy": rounded(self.server_busy),
             "generator_busy": rounded(self.load_busy),
+            "others_busy": rounded(self.foreign),
         }
 
 
@@ -127,6 +138,7 @@ def measure(
     receivers: int | None = None,
     burst: int = 1,
     patience: float = PATIENCE,
+    enough: Callable[[Window], bool] | None = None,
 ) -> Window:
     """Run one window.
 
@@ -137,15 +149,29 @@ def measure(
         receivers: connections that get each message; None for all members of the room.
         burst: messages that are due at the same moment, in the same room.
         patience: seconds after the last message in which deliveries still count.
+        enough: tells that a window shows what was asked, whoever else used the machine; one that
+            was disturbed and does not is repeated.
     """
-    with who.turn():
-        return _window(who, rate, seconds, receivers, burst, patience)
+    best: Window | None = None
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(REST)
+        with who.turn():
+            window = _window(who, rate, seconds, receivers, burst, patience)
+        if best is None or window.foreign < best.foreign:
+            best = window
+        if window.foreign <= FOREIGN or (enough is not None and enough(window)):
+            return window
+    assert best is not None
+    return best
 
 
 def _window(
     who: Contender, rate: float, seconds: float, receivers: int | None, burst: int, patience: float
 ) -> Window:
     began, cpu, load = time.monotonic(), who.server.cpu_seconds(), who.load.cpu_seconds()
+    sides = [who.server.cores, who.load.cores]
+    busy = [busy_seconds(cores) for cores in sides]
     published = who.load.publish(
         who.text(),
         rate=rate,
@@ -156,12 +182,20 @@ def _window(
         pad=who.pad,
         patience=patience,
     )()
+    passed = time.monotonic() - began
+    cpu, load = who.server.cpu_seconds() - cpu, who.load.cpu_seconds() - load
+    own = [cpu, load] if sides[0] != sides[1] else [cpu + load] * 2
+    foreign = max(
+        busy_seconds(cores) - before - used
+        for cores, before, used in zip(sides, busy, own, strict=True)
+    )
     return Window(
         rate=rate,
         published=published,
-        cpu=who.server.cpu_seconds() - cpu,
-        load_cpu=who.load.cpu_seconds() - load,
-        seconds=time.monotonic() - began,
+        cpu=cpu,
+        load_cpu=load,
+        foreign=max(0.0, foreign / passed),
+        seconds=passed,
     )
 
 

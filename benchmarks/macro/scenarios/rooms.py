@@ -9,6 +9,7 @@ burst than the limit on p99, and then has no knee.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -115,9 +116,15 @@ def restore(who: Contender) -> None:
             who.load.wait_quiet(seconds=0.5)
 
 
-def step(who: Contender, rate: float, seconds: float, burst: int) -> tuple[Window, bool]:
+def step(
+    who: Contender,
+    rate: float,
+    seconds: float,
+    burst: int,
+    enough: Callable[[Window], bool] | None = None,
+) -> tuple[Window, bool]:
     """Take one window and clean up after one that was too much."""
-    window = measure(who, rate=rate, seconds=seconds, burst=burst)
+    window = measure(who, rate=rate, seconds=seconds, burst=burst, enough=enough)
     good = carried(window) and who.load.stats().open == who.layout.connections
     if not good:
         restore(who)
@@ -164,7 +171,7 @@ def run(run: Run) -> Outcome:
             for name in active:
                 rate = searches[name].next()
                 try:
-                    window, good = step(present[name], rate, short, run.burst)
+                    window, good = step(present[name], rate, short, run.burst, carried)
                 except ChildFailed as error:
                     outcome.skipped.append(f"{name}: {error}")
                     del present[name]
