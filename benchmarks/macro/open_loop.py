@@ -26,6 +26,8 @@ GENERATOR_BUSY = 0.97
 FOREIGN = 0.1
 REST = 0.5
 ATTEMPTS = 4
+#: Longest window, in seconds, that is too short for the kernel's ticks to tell.
+UNJUDGED = 0.5
 #: Seconds after a window in which late deliveries still count as deliveries.
 PATIENCE = 3.0
 
@@ -160,7 +162,8 @@ def measure(
             window = _window(who, rate, seconds, receivers, burst, patience)
         if best is None or window.foreign < best.foreign:
             best = window
-        if window.foreign <= FOREIGN or (enough is not None and enough(window)):
+        calm = window.foreign <= FOREIGN or seconds <= UNJUDGED
+        if calm or (enough is not None and enough(window)):
             return window
     assert best is not None
     return best
