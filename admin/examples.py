@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["ANSWERS", "ERRORS", "MESSAGES", "PARAMETERS"]
+__all__ = ["ANSWERS", "BODIES", "ERRORS", "MESSAGES", "PARAMETERS"]
 
 Example = tuple[str, dict[str, object]]
 """A summary, and the value."""
@@ -20,11 +20,16 @@ NODE_ID: Final = "b1d2c3e4-5f60-4718-8293-a4b5c6d7e8f9"
 CURSOR: Final = "AQAAAAAAAABkq83vASNFZ4mrzQ"
 TIME: Final = "2026-01-02T03:04:05.123456Z"
 CHARACTER_ID: Final = 90000001
+TOKEN_ID: Final = "e1b9c2a0-77f4-4f0e-8d4e-5a1f6b7c8d9e"
+REVOCATION_ID: Final = "0c6f1e2d-3a4b-4c5d-8e6f-7a8b9c0d1e2f"
+ISSUED: Final = 1767323045
+EXPIRES: Final = 1767409445
 
 PARAMETERS: Final[Mapping[str, object]] = {
     "connection_id": CONNECTION_ID,
     "user_id": USER_ID,
     "room_id": f"group:{GROUP_ID}",
+    "revocation_id": REVOCATION_ID,
 }
 """By the names of path parameters."""
 
@@ -144,6 +149,32 @@ def _sent(message: str, **target: str) -> dict[str, object]:
     }
 
 
+REVOCATIONS: Final[Mapping[str, Example]] = {
+    "token": ("One token", {"token_id": TOKEN_ID, "expires_at": EXPIRES}),
+    "user": ("All tokens a user has now", {"user_id": USER_ID}),
+    "user_before": (
+        "Tokens of a user issued before a time",
+        {"user_id": USER_ID, "issued_before": ISSUED},
+    ),
+    "all": ("All tokens issued before a time", {"all": True, "issued_before": ISSUED}),
+}
+
+BODIES: Final[Mapping[str, Mapping[str, Example]]] = {
+    "MessageBody": {
+        name: (f"{name}: {summary}", value) for name, (summary, value) in MESSAGES.items()
+    },
+    "RevocationBody": REVOCATIONS,
+}
+"""By the names of the models of bodies."""
+
+REVOCATION: Final = {
+    "id": REVOCATION_ID,
+    "user_id": USER_ID,
+    "issued_before": ISSUED,
+    "expires_at": EXPIRES,
+    "created_at": TIME,
+}
+
 ANSWERS: Final[Mapping[str, dict[str, object]]] = {
     "ConnectionList": {"connections": [_CONNECTION], "total": 101, "next_cursor": CURSOR},
     "ConnectionAnswer": {"connection": _CONNECTION},
@@ -158,6 +189,17 @@ ANSWERS: Final[Mapping[str, dict[str, object]]] = {
     "ConnectionResult": _sent("Direct message sent successfully", connection_id=CONNECTION_ID),
     "UserResult": _sent("User message sent successfully", user_id=USER_ID),
     "RoomResult": _sent("Room message sent successfully", room_id=f"group:{GROUP_ID}"),
+    "RevocationList": {"revocations": [REVOCATION], "total": 1},
+    "RevocationResult": {
+        "success": True,
+        "revocation": REVOCATION,
+        "message": "Tokens revoked successfully",
+    },
+    "WithdrawResult": {
+        "success": True,
+        "revocation_id": REVOCATION_ID,
+        "message": "Revocation withdrawn successfully",
+    },
     "Status": {
         "module": "websocket",
         "status": "healthy",
@@ -239,6 +281,13 @@ ERRORS: Final[Mapping[int, Mapping[str, Example]]] = {
             {
                 "detail": "Not sent to other nodes: the bus does not answer. Connections of this "
                 "node got the message"
+            },
+        ),
+        "store": (
+            "Tokens are revoked on this node only, so far",
+            {
+                "detail": "In force on this node, but not kept: the store of revocations does not "
+                "answer. Other nodes are told as soon as it does"
             },
         ),
     },

@@ -56,6 +56,7 @@ _TAGS: Final = {
     "connections": "Who is connected.",
     "rooms": "Where they are.",
     "messages": "What they are told.",
+    "revocations": "Which tokens are no longer accepted.",
     "server": "How the node does, and this document.",
 }
 
@@ -132,8 +133,10 @@ def _operation(route: Route, *, with_cookie: bool) -> Operation:
                 "application/json": _content(
                     _part(route, "body"),
                     examples={
-                        name: {"summary": f"{name}: {summary}", "value": value}
-                        for name, (summary, value) in examples.MESSAGES.items()
+                        name: {"summary": summary, "value": value}
+                        for name, (summary, value) in examples.BODIES[
+                            _part(route, "body").__name__
+                        ].items()
                     },
                 )
             },
@@ -142,9 +145,10 @@ def _operation(route: Route, *, with_cookie: bool) -> Operation:
 
 
 def _tag(route: Route) -> str:
-    if route.has_body:
+    about = route.path.split("/")[2]
+    if route.has_body and about != "revocations":
         return "messages"
-    return {"connections": "connections", "rooms": "rooms"}.get(route.path.split("/")[2], "server")
+    return about if about in _TAGS else "server"
 
 
 def _part(route: Route, name: str) -> type[BaseModel]:
@@ -193,13 +197,20 @@ def _error(status: int, route: Route) -> Response:
             },
         }
         for name, (summary, value) in examples.ERRORS[status].items()
-        if name != "bus" or route.has_body
+        if name not in {"bus", "store"} or name == _partial(route)
     }
     return Response(
         description=title,
         headers=_headers(),
         content={problems.CONTENT_TYPE: _content(ProblemDetails, examples=shown)},
     )
+
+
+def _partial(route: Route) -> str | None:
+    """Return the name of the example of a write that did not reach all nodes."""
+    if _tag(route) == "revocations":
+        return "store" if route.writes else None
+    return "bus" if route.has_body else None
 
 
 def _headers() -> dict[str, Header | Reference]:

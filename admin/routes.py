@@ -13,8 +13,9 @@ from typing import Final, Literal, TypeVar
 
 from falcon_fast.admin import schemas
 from falcon_fast.admin.cursors import Cursors
-from falcon_fast.admin.problems import invalid
+from falcon_fast.admin.problems import Problem, invalid
 from falcon_fast.clock import rfc3339
+from falcon_fast.errors import BusUnavailable
 from falcon_fast.service import Page, SendResult, Service
 
 __all__ = ["ROUTES", "Call", "Desk", "Method", "Role", "Route"]
@@ -30,11 +31,19 @@ BROADCAST_TEXT: Final = "Message broadcast successfully"
 CONNECTION_TEXT: Final = "Direct message sent successfully"
 USER_TEXT: Final = "User message sent successfully"
 ROOM_TEXT: Final = "Room message sent successfully"
+REVOKED_TEXT: Final = "Tokens revoked successfully"
+WITHDRAWN_TEXT: Final = "Revocation withdrawn successfully"
 CLOSED_TEXT: Final = "Connection closed successfully"
 
 NO_CONNECTION: Final = "Connection not found"
 NO_ROOM: Final = "Room not found"
+NO_REVOCATION: Final = "Revocation not found"
 NO_USER: Final = "No active connections found for user"
+
+NOT_KEPT: Final = (
+    "In force on this node, but not kept: the store of revocations does not answer. Other nodes "
+    "are told as soon as it does"
+)
 
 READ_ERRORS: Final = (401, 403, 422, 500, 503)
 BODY_ERRORS: Final = (400, 401, 403, 408, 413, 415, 422, 500, 503)
@@ -281,6 +290,54 @@ def _sent(model: type[ResultT], sent: SendResult, text: str, **target: str) -> R
     )
 
 
+# -------------------------------------------------------------------------------- revoked tokens
+
+
+async def list_revocations(desk: Desk, request: schemas.ListRevocations) -> schemas.RevocationList:
+    """Handle a listing of what is revoked."""
+    query = request.query
+    page = await desk.service.list_revocations(
+        limit=query.limit, start=_start(desk, "revocations", {}, query.cursor)
+    )
+    return schemas.RevocationList(
+        revocations=await _described(schemas.RevocationInfo.of, page.items),
+        total=page.total,
+        next_cursor=_next(desk, "revocations", {}, page),
+    )
+
+
+async def add_revocation(desk: Desk, request: schemas.AddRevocation) -> schemas.RevocationResult:
+    """Handle tokens that are taken back."""
+    body, service = request.body, desk.service
+    issued_before, expires_at = body.issued_before or None, body.expires_at or None
+    try:
+        if body.token_id:
+            rule = await service.revoke_token(body.token_id, expires_at)
+        elif body.user_id:
+            rule = await service.revoke_user(body.user_id, issued_before, expires_at=expires_at)
+        else:
+            rule = await service.revoke_all(issued_before, expires_at=expires_at)
+    except ValueError as error:
+        raise invalid("body.issued_before", str(error), body.issued_before) from None
+    except BusUnavailable:
+        raise Problem(503, NOT_KEPT) from None
+    return schemas.RevocationResult(
+        success=True, revocation=schemas.RevocationInfo.of(rule), message=REVOKED_TEXT
+    )
+
+
+async def withdraw_revocation(
+    desk: Desk, request: schemas.RevocationById
+) -> schemas.WithdrawResult:
+    """Handle a revocation that is taken back."""
+    ident = request.path.revocation_id
+    try:
+        await desk.service.withdraw_revocation(ident)
+    except BusUnavailable:
+        raise Problem(503, NOT_KEPT) from None
+    return schemas.WithdrawResult(success=True, revocation_id=ident, message=WITHDRAWN_TEXT)
+
+
 # ---------------------------------------------------------------------------------------- status
 
 
@@ -381,6 +438,40 @@ ROUTES: Final = (
         errors=BODY_ERRORS,
         text=ROOM_TEXT,
         missing=NO_ROOM,
+    ),
+    _route(
+        "GET",
+        "/websocket/revocations",
+        schemas.ListRevocations,
+        list_revocations,
+        schemas.RevocationList,
+        "List revoked tokens",
+        description="A revocation is listed until the tokens it is about have expired.",
+    ),
+    _route(
+        "POST",
+        "/websocket/revocations",
+        schemas.AddRevocation,
+        add_revocation,
+        schemas.RevocationResult,
+        "Revoke tokens",
+        description="Tokens it is about are refused from now on, and connections with them end "
+        "with close code 4403, on every node within a second. Revoking all tokens takes back the "
+        "caller's own too.",
+        errors=BODY_ERRORS,
+        text=REVOKED_TEXT,
+    ),
+    _route(
+        "DELETE",
+        "/websocket/revocations/{revocation_id}",
+        schemas.RevocationById,
+        withdraw_revocation,
+        schemas.WithdrawResult,
+        "Withdraw a revocation",
+        description="Its tokens are accepted again, if they are still valid and no other "
+        "revocation is about them.",
+        text=WITHDRAWN_TEXT,
+        missing=NO_REVOCATION,
     ),
     _route(
         "GET",

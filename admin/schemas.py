@@ -18,13 +18,17 @@ from pydantic import (
     Field,
     JsonValue,
     StringConstraints,
+    model_validator,
 )
+from pydantic.config import JsonDict
 from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
 
 from falcon_fast import service
 from falcon_fast.clock import rfc3339
 
 __all__ = [
+    "AddRevocation",
     "Answer",
     "Broadcast",
     "BroadcastResult",
@@ -35,11 +39,17 @@ __all__ = [
     "ConnectionList",
     "ConnectionResult",
     "ListConnections",
+    "ListRevocations",
     "ListRooms",
     "MessageBody",
     "ProblemDetails",
     "ProblemItem",
     "Request",
+    "RevocationBody",
+    "RevocationById",
+    "RevocationInfo",
+    "RevocationList",
+    "RevocationResult",
     "RoomAnswer",
     "RoomById",
     "RoomDetails",
@@ -51,6 +61,7 @@ __all__ = [
     "SendToUser",
     "Status",
     "UserResult",
+    "WithdrawResult",
 ]
 
 MAX_CHARACTER_ID: Final = 2**63 - 1
@@ -97,6 +108,26 @@ RoomId = Annotated[
     str,
     StringConstraints(pattern=r"^(?:user:[A-Za-z0-9_-]{1,64}|group:[0-9a-f]{24})$"),
     Field(description="`user:` and a user id, or `group:` and 24 hexadecimal digits."),
+]
+RevocationId = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,128}$"),
+    Field(description="Id of a revocation."),
+]
+TokenId = Annotated[
+    str,
+    StringConstraints(
+        min_length=1,
+        max_length=128,
+        pattern=r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]+$",
+    ),
+    Field(description="The `jti` of a token."),
+]
+UnixTime = Annotated[
+    int,
+    # As CharacterId: a limit as a float could not say this one.
+    Field(ge=1, json_schema_extra={"format": "int64"}),
+    AfterValidator(_int64),
 ]
 CharacterId = Annotated[
     int,
@@ -194,6 +225,64 @@ class MessageBody(_Model):
     ]
 
 
+def _true(value: bool) -> bool:
+    if not value:
+        raise ValueError("must be true")
+    return value
+
+
+def _about_one_thing(schema: JsonDict) -> None:
+    """Say in the schema what `RevocationBody` checks."""
+    properties = schema["properties"]
+    if isinstance(properties, dict):
+        for one in properties.values():
+            # What stands for an absent member cannot be sent.
+            if isinstance(one, dict):
+                one.pop("default", None)
+    schema["oneOf"] = [
+        {"required": ["token_id"], "not": {"required": ["issued_before"]}},
+        {"required": ["user_id"]},
+        {"required": ["all"]},
+    ]
+
+
+class RevocationBody(_Model):
+    """Which tokens to revoke: one by its `jti`, those of a user, or all."""
+
+    model_config = ConfigDict(json_schema_extra=_about_one_thing)
+
+    token_id: TokenId = ""
+    user_id: UserId = ""
+    all: Annotated[
+        bool,
+        AfterValidator(_true),
+        Field(description="The tokens of everybody.", json_schema_extra={"const": True}),
+    ] = False
+    issued_before: Annotated[
+        UnixTime,
+        Field(
+            description="Only tokens whose `iat` is before this, in seconds since 1970, and those "
+            "without one; at most 10 seconds in the future. The end of this second if absent."
+        ),
+    ] = 0
+    expires_at: Annotated[
+        UnixTime,
+        Field(
+            description="When the last of the tokens expires, in seconds since 1970: then the "
+            "revocation is forgotten. If absent, the longest life of a token is taken."
+        ),
+    ] = 0
+
+    @model_validator(mode="after")
+    def _is_about_one_thing(self) -> RevocationBody:
+        given = self.model_fields_set
+        if len(given & {"token_id", "user_id", "all"}) != 1:
+            raise PydanticCustomError("one_of", "needs one of token_id, user_id and all")
+        if {"token_id", "issued_before"} <= given:
+            raise PydanticCustomError("one_of", "issued_before does not go with token_id")
+        return self
+
+
 class ListConnections(Request):
     """Call of `list_connections`."""
 
@@ -252,6 +341,41 @@ class SendToRoom(Request):
     path: RoomPath
     query: Empty
     body: MessageBody
+
+
+class Paging(_Model):
+    """Which page of a listing."""
+
+    limit: Limit = service.DEFAULT_LIMIT
+    cursor: Cursor | None = None
+
+
+class RevocationPath(_Model):
+    """The path of a revocation."""
+
+    revocation_id: RevocationId
+
+
+class ListRevocations(Request):
+    """Call of `list_revocations`."""
+
+    path: Empty
+    query: Paging
+
+
+class AddRevocation(Request):
+    """Call of `add_revocation`."""
+
+    path: Empty
+    query: Empty
+    body: RevocationBody
+
+
+class RevocationById(Request):
+    """Call of `withdraw_revocation`."""
+
+    path: RevocationPath
+    query: Empty
 
 
 # -------------------------------------------------------------------------------------- answers
@@ -431,6 +555,58 @@ class RoomResult(BroadcastResult):
     """What became of a message to a room."""
 
     room_id: str
+
+
+class RevocationInfo(Answer):
+    """A revocation: about one of `token_id`, `user_id` and `all`; times as in tokens."""
+
+    id: str
+    token_id: str | SkipJsonSchema[None] = None
+    user_id: str | SkipJsonSchema[None] = None
+    all: Literal[True] | SkipJsonSchema[None] = None
+    issued_before: Annotated[
+        Count | SkipJsonSchema[None],
+        Field(description="Tokens whose `iat` is before this; absent for one token."),
+    ] = None
+    expires_at: Annotated[Count, Field(description="When it is forgotten.")]
+    created_at: Timestamp
+
+    @classmethod
+    def of(cls, rule: service.Revocation) -> RevocationInfo:
+        """Describe a revocation as the service does."""
+        return cls(
+            id=rule.id,
+            token_id=rule.target if rule.kind == "token" else None,
+            user_id=rule.target if rule.kind == "user" else None,
+            all=True if rule.kind == "all" else None,
+            issued_before=None if rule.kind == "token" else rule.issued_before,
+            expires_at=rule.expires_at,
+            created_at=rfc3339(rule.created_at),
+        )
+
+
+class RevocationList(Answer):
+    """A page of revocations."""
+
+    revocations: list[RevocationInfo]
+    total: Total
+    next_cursor: NextCursor = None
+
+
+class RevocationResult(Answer):
+    """What became of a revocation."""
+
+    success: Literal[True]
+    revocation: RevocationInfo
+    message: str
+
+
+class WithdrawResult(Answer):
+    """What became of a revocation that was to be taken back."""
+
+    success: Literal[True]
+    revocation_id: str
+    message: str
 
 
 class Statistics(_Model):

@@ -12,6 +12,7 @@ import gc
 import hmac
 import logging
 import os
+import random
 import signal
 import ssl
 from collections.abc import AsyncIterator, Iterator
@@ -24,11 +25,12 @@ from falcon_fast.admin.security import Gatekeeper
 from falcon_fast.auth import TokenVerifier
 from falcon_fast.bus.memory import MemoryBus
 from falcon_fast.bus.redis import RedisBus
-from falcon_fast.bus.redis_address import RedisAddress
+from falcon_fast.bus.redis_address import RedisAddress, close_client
 from falcon_fast.bus.redis_registry import RedisRegistry
 from falcon_fast.clock import Clock, SystemClock
 from falcon_fast.directory import Directory
 from falcon_fast.directory.sqlite import SqliteDirectory
+from falcon_fast.directory.sqlite_store import MEMORY
 from falcon_fast.errors import FalconError, SettingsError
 from falcon_fast.gateway import Gateway
 from falcon_fast.identity import new_id
@@ -36,7 +38,13 @@ from falcon_fast.jwks import KeySetFetcher
 from falcon_fast.keys import KeySet, keys_of
 from falcon_fast.logs import set_up_logging
 from falcon_fast.metrics import Metrics
-from falcon_fast.redis_url import parse_redis_url
+from falcon_fast.redis_url import Topology, parse_redis_url
+from falcon_fast.revocation import Revocations
+from falcon_fast.revocations import RevocationStore
+from falcon_fast.revocations.memory import MemoryRevocations
+from falcon_fast.revocations.redis import Connection, RedisRevocations
+from falcon_fast.revocations.sqlite import SqliteRevocations
+from falcon_fast.revoker import Revoker
 from falcon_fast.service import Service
 from falcon_fast.settings import Settings
 
@@ -162,6 +170,7 @@ async def running(
             stack.push_async_callback(fetcher.close)
         node_id = new_id()
         bus, registry = bus_of(settings, node_id=node_id, clock=clock)
+        revocations = Revocations()
         gateway = Gateway(
             settings,
             clock=clock,
@@ -173,6 +182,7 @@ async def running(
                 audience=settings.jwt_audience,
                 max_lifetime=settings.jwt_max_lifetime,
                 clock=clock,
+                revocations=revocations,
             ),
             tls=tls_context(settings),
             epoll=epoll,
@@ -181,9 +191,18 @@ async def running(
             node_id=node_id,
         )
         stack.push_async_callback(gateway.close)
+        revoker = Revoker(
+            revocations,
+            revocation_store(settings, stack),
+            clock=clock,
+            max_lifetime=settings.jwt_max_lifetime,
+            on_revoked=gateway.close_revoked,
+        )
+        stack.push_async_callback(revoker.close)
+        await revoker.start()
         with _binding(settings.host, settings.port):
             await gateway.start()
-        service = Service(gateway, directory)
+        service = Service(gateway, directory, revoker)
         metrics = Metrics(gateway, loop=loop_name())
         with _binding(settings.admin_host, settings.admin_port):
             admin = await start_admin(
@@ -245,6 +264,29 @@ def _derived(settings: Settings, purpose: bytes) -> bytes | None:
     if not settings.jwt_secret:
         return None
     return hmac.digest(settings.jwt_secret.encode(), purpose, "sha256")
+
+
+def revocation_store(settings: Settings, stack: contextlib.AsyncExitStack) -> RevocationStore:
+    """Choose where revocations are kept: where all processes of the server find them.
+
+    Args:
+        settings: what to run.
+        stack: closes what is opened for it.
+    """
+    if settings.redis_url is not None:
+        address = RedisAddress(settings.redis_url)
+        client = address.client(max_connections=4)
+        stack.push_async_callback(close_client, client)
+
+        async def connect() -> Connection:
+            # In a cluster every server passes on what is published at any of them.
+            is_cluster = address.url.topology is Topology.CLUSTER
+            return await address.connect(random.choice(address.url.nodes) if is_cluster else None)
+
+        return RedisRevocations(client, connect)
+    if settings.sqlite_path != MEMORY:
+        return SqliteRevocations(settings.sqlite_path)
+    return MemoryRevocations()
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from falcon_fast.clock import Clock
 from falcon_fast.identity import Identity
 from falcon_fast.jose import COMPACT, parse_object, refuse
 from falcon_fast.keys import HMAC, Keys, SharedSecret, signing_key
+from falcon_fast.revocation import Revocations
 from falcon_fast.settings import DEFAULT_ISSUER, DEFAULT_MAX_LIFETIME
 
 __all__ = [
@@ -61,13 +62,25 @@ class TokenVerifier:
         max_lifetime: Longest accepted time in seconds from ``iat`` (now, if there is none) to
             ``exp``.
         clock: Where the time comes from.
+        revocations: Which tokens are taken back; none if None.
+
+    Attributes:
+        revocations: See above; whoever closes connections asks it too.
 
     Raises:
         SettingsError: The secret is too short or is a key of another kind.
         ValueError: ``leeway`` or ``max_lifetime`` is out of range.
     """
 
-    __slots__ = ("_audience", "_clock", "_issuer", "_keys", "_leeway", "_max_lifetime")
+    __slots__ = (
+        "_audience",
+        "_clock",
+        "_issuer",
+        "_keys",
+        "_leeway",
+        "_max_lifetime",
+        "revocations",
+    )
 
     def __init__(
         self,
@@ -78,6 +91,7 @@ class TokenVerifier:
         leeway: int = 5,
         max_lifetime: int = DEFAULT_MAX_LIFETIME,
         clock: Clock,
+        revocations: Revocations | None = None,
     ) -> None:
         if not 0 <= leeway <= MAX_LEEWAY:
             raise ValueError(f"leeway must be from 0 to {MAX_LEEWAY} seconds")
@@ -89,6 +103,7 @@ class TokenVerifier:
         self._leeway = leeway
         self._max_lifetime = max_lifetime
         self._clock = clock
+        self.revocations = Revocations() if revocations is None else revocations
 
     @property
     def is_ready(self) -> bool:
@@ -98,8 +113,8 @@ class TokenVerifier:
     def verify(self, token: str) -> Identity:
         """Check a token in every respect.
 
-        Nothing outside the token, the keys and the clock is looked at: no file, no network, no key
-        named by the token itself.
+        Nothing outside the token, the keys, the revocations and the clock is looked at: no file, no
+        network, no key named by the token itself.
 
         Args:
             token: The compact form, three segments of base64url.
@@ -125,7 +140,10 @@ class TokenVerifier:
             refuse("iss is not the configured issuer")
         if self._audience is not None:
             _check_audience(claims.get("aud"), self._audience)
-        return _identity(claims, issued_at, expires_at)
+        identity = _identity(claims, issued_at, expires_at)
+        if self.revocations.any and self.revocations.covers(identity):
+            refuse("token is revoked")
+        return identity
 
     def _check_times(self, claims: dict[str, object]) -> tuple[int, int]:
         """Check exp, nbf and iat (RFC 7519 4.1.4 to 4.1.6); return iat, or 0, and exp."""

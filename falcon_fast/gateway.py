@@ -12,7 +12,7 @@ import logging
 import random
 import ssl
 from collections import Counter
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Collection, Coroutine
 from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Final
@@ -36,6 +36,7 @@ from falcon_fast.neighbours import Neighbours
 from falcon_fast.presence import Presence
 from falcon_fast.registrar import Registrar
 from falcon_fast.registry import Registry
+from falcon_fast.revocation import Revocation
 from falcon_fast.rooms import Joined, Rooms, group_room, user_room
 from falcon_fast.session import Session, State
 from falcon_fast.settings import MAX_SLOTS, Settings
@@ -71,6 +72,12 @@ DRAIN_STEP: Final = 0.1
 
 DRAIN_RATE: Final = 1000.0
 """Connections closed a second when time allows, so that the other nodes are not stormed."""
+
+SWEEP_BATCH: Final = 512
+"""Connections looked at for revoked tokens before the loop gets its turn."""
+
+SWEEP_INTERVAL: Final = 0.25
+"""Seconds between two looks at all connections: revocations that come one by one share them."""
 
 MISBEHAVIOUR: Final = frozenset(
     {
@@ -229,6 +236,8 @@ class Gateway:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pending: set[Session] = set()
         self._entered: set[Session] = set()
+        self._sweeping = False
+        self._unswept = False
         self._follows: dict[str, asyncio.Future[None]] = {}
         self._server: Listener | None = None
         self._counting: asyncio.TimerHandle | None = None
@@ -368,6 +377,8 @@ class Gateway:
             return plain_answer("503 Service Unavailable", b"other nodes are out of reach\n")
         if endpoint.name == "readyz" and not self._verifier.is_ready:
             return plain_answer("503 Service Unavailable", b"there are no keys for tokens yet\n")
+        if endpoint.name == "readyz" and not self._verifier.revocations.is_complete:
+            return plain_answer("503 Service Unavailable", b"revoked tokens are not known yet\n")
         return plain_answer("200 OK", b"ready\n" if endpoint.name == "readyz" else b"ok\n")
 
     def refused(self, refuse: Refuse) -> None:
@@ -403,6 +414,9 @@ class Gateway:
             return
         self._sessions[session.id] = session
         self._last_connection = now
+        if self._is_revoked(identity):
+            session.close(CloseReason.REVOKED)  # between its handshake and now
+            return
         others = self.rooms.members(user_room(identity.user_id))
         # With a registry, which of a user's connections is the oldest is not for us to say alone.
         is_ours = self._registrar is None or not self._registrar.is_available
@@ -786,6 +800,38 @@ class Gateway:
             identity = session.identity
             if identity.character_id == character_id and identity.character_name != name:
                 session.identity = dataclasses.replace(identity, character_name=name)
+
+    # ------------------------------------------------------------------------- revoked tokens
+
+    def close_revoked(self, rules: Collection[Revocation]) -> None:
+        """Close the connections that rules are about, which have just come into force."""
+        for user_id in {rule.target for rule in rules if rule.kind == "user"}:
+            for session in self.rooms.members(user_room(user_id)):
+                if self._is_revoked(session.identity):
+                    session.close(CloseReason.REVOKED)
+        if any(rule.kind != "user" for rule in rules):
+            self._unswept = True
+            if not self._sweeping:
+                self._sweeping = True
+                self.spawn(self._sweep())
+
+    async def _sweep(self) -> None:
+        """Look at all connections; who connects meanwhile is looked at when it is born."""
+        try:
+            while self._unswept:
+                self._unswept = False
+                for number, session in enumerate(self.core.owners(), 1):
+                    if self._is_revoked(session.identity):
+                        session.close(CloseReason.REVOKED)
+                    if number % SWEEP_BATCH == 0:
+                        await asyncio.sleep(0)
+                await asyncio.sleep(SWEEP_INTERVAL)
+        finally:
+            self._sweeping = False
+
+    def _is_revoked(self, identity: Identity) -> bool:
+        revocations = self._verifier.revocations
+        return revocations.any and revocations.covers(identity)
 
     # --------------------------------------------------------------------- what the core tells
 

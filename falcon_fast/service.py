@@ -7,6 +7,7 @@ result names nodes that did not answer in time, so that a count is never silentl
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +20,8 @@ from falcon_fast.errors import DirectoryUnavailable, NodesUnavailable, NotFoundE
 from falcon_fast.gateway import Gateway
 from falcon_fast.identity import new_id
 from falcon_fast.listings import ConnectionInfo, Listings, Page, RoomDetails
+from falcon_fast.revocation import Revocation
+from falcon_fast.revoker import Revoker
 from falcon_fast.rooms import RoomInfo, RoomType, user_room
 from falcon_fast.statistics import Statistics
 
@@ -27,6 +30,7 @@ __all__ = [
     "MAX_LIMIT",
     "ConnectionInfo",
     "Page",
+    "Revocation",
     "RoomDetails",
     "RoomInfo",
     "RoomType",
@@ -63,9 +67,10 @@ class SendResult:
 class Service:
     """The operations of a server; made by `falcon_fast.Falcon`."""
 
-    def __init__(self, gateway: Gateway, directory: Directory) -> None:
+    def __init__(self, gateway: Gateway, directory: Directory, revoker: Revoker) -> None:
         self._gateway = gateway
         self._directory = directory
+        self._revoker = revoker
         self._listings = Listings(gateway)
 
     # ------------------------------------------------------------------------------- connections
@@ -298,6 +303,71 @@ class Service:
             raise _missing(missing, sent.missing)
         partial = tuple(sorted({*sent.missing, *sent.strangers}))
         return SendResult(message_id, sent.connections, now, partial)
+
+    # ---------------------------------------------------------------------------- revoked tokens
+
+    async def revoke_token(self, token_id: str, expires_at: int | None = None) -> Revocation:
+        """Take one token back on all nodes; connections with it are closed with 4403.
+
+        Args:
+            token_id: its `jti`.
+            expires_at: its `exp`, after which the rule is forgotten; if not known, the longest
+                life of a token from now (`JWT_MAX_LIFETIME`).
+
+        Raises:
+            ValueError: an argument cannot be used.
+            BusUnavailable: it is in force on this node, and other nodes will be told: what could
+                not be kept or told is tried again.
+        """
+        return await self._revoker.revoke_token(token_id, expires_at=expires_at)
+
+    async def revoke_user(
+        self, user_id: str, issued_before: int | None = None, *, expires_at: int | None = None
+    ) -> Revocation:
+        """Take back all tokens of a user that were issued before a time; see `revoke_token`.
+
+        A token without `iat` counts as issued before any time.
+
+        Args:
+            user_id: the user.
+            issued_before: seconds since 1970, at most 10 in the future; the end of this second if
+                None.
+            expires_at: when the last of the tokens expires; if not known, the longest life of a
+                token from now.
+        """
+        return await self._revoker.revoke_user(
+            user_id, issued_before=issued_before, expires_at=expires_at
+        )
+
+    async def revoke_all(
+        self, issued_before: int | None = None, *, expires_at: int | None = None
+    ) -> Revocation:
+        """Take back all tokens of everybody that were issued before a time; see `revoke_user`."""
+        return await self._revoker.revoke_all(issued_before, expires_at=expires_at)
+
+    async def list_revocations(
+        self, *, limit: int = DEFAULT_LIMIT, start: str = ""
+    ) -> Page[Revocation]:
+        """List what is revoked, by the rules' ids.
+
+        Args:
+            limit: entries, 1 to `MAX_LIMIT`.
+            start: empty, or `Page.next` of the page before.
+        """
+        limit = min(max(limit, 1), MAX_LIMIT)
+        rules = self._revoker.list()
+        at = bisect_left(rules, start, key=lambda rule: rule.id)
+        following = rules[at + limit].id if at + limit < len(rules) else None
+        return Page(tuple(rules[at : at + limit]), len(rules), following)
+
+    async def withdraw_revocation(self, revocation_id: str) -> None:
+        """Take a revocation back: its tokens are accepted again if they are still valid.
+
+        Raises:
+            NotFoundError: there is none of that id.
+            BusUnavailable: it is taken back on this node, and other nodes will be told.
+        """
+        await self._revoker.withdraw(revocation_id)
 
     # ------------------------------------------------------------------------------------ status
 

@@ -511,7 +511,10 @@ class SqliteStore:
                 return
 
     def _make_tables(self) -> None:
-        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        # Revoked tokens are kept here too, also while users and groups are elsewhere.
+        (tables,) = self._db.execute(
+            "SELECT count(*) FROM sqlite_master WHERE tbl_name != 'revocations'"
+        ).fetchone()
         if tables:
             raise DirectoryUnavailable(
                 f"{self.path}: it is the database of another program; name another file"

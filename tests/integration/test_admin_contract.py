@@ -184,6 +184,7 @@ def test_get_room(admin: Admin, alice: Client, bob: Client, fleet: str) -> None:
         ("GET", "/websocket/connections/gone", "Connection not found"),
         ("DELETE", "/websocket/connections/gone", "Connection not found"),
         ("GET", "/websocket/rooms/user:gone", "Room not found"),
+        ("DELETE", "/websocket/revocations/gone", "Revocation not found"),
         ("POST", "/websocket/connections/gone/message", "Connection not found"),
         ("POST", "/websocket/users/gone/message", "No active connections found for user"),
         ("POST", "/websocket/rooms/group:ffffffffffffffffffffffff/message", "Room not found"),

@@ -81,12 +81,23 @@ def tokens(server: ServerProcess, admin: Admin) -> dict[str, str]:
 
 
 def call(
-    admin: Admin, method: str, path: str, headers: Headers, *, ident: str = "", valid: bool = True
+    admin: Admin,
+    method: str,
+    path: str,
+    headers: Headers,
+    *,
+    ident: str = "",
+    rule: str = "",
+    valid: bool = True,
 ) -> Reply:
-    filled = path.format(connection_id=ident, user_id="target", room_id="user:target")
-    body = None
+    filled = path.format(
+        connection_id=ident, user_id="target", room_id="user:target", revocation_id=rule or ident
+    )
+    body: dict[str, object] | None = None
     if method == "POST":
-        body = {"type": "message", "data": {}} if valid else {"type": "nothing"}
+        good: dict[str, object]
+        good = {"token_id": "x"} if "revocations" in path else {"type": "message", "data": {}}
+        body = good if valid else {"type": "nothing"}
     return admin.ask(method, filled, headers=headers, json_body=body)
 
 
@@ -104,9 +115,11 @@ def test_w01_every_route_for_every_role(
     if role != "nobody":
         headers = (admin.bearer if way == "bearer" else admin.cookie)(tokens[role])
     refusal = ROLES[role]
+    made = admin.post("/websocket/revocations", {"token_id": "y"}).json
+    rule = made["revocation"]["id"]
     # The kick comes last, so that everything else has its target.
     for method, path, needed in sorted(TARGETS, key=lambda row: row[0] == "DELETE"):
-        answer = call(admin, method, path, headers, ident=target.id)
+        answer = call(admin, method, path, headers, ident=target.id, rule=rule)
         if needed == "public" or refusal is None:
             assert answer.status == 200, (method, path, answer)
             continue

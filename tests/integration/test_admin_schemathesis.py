@@ -14,7 +14,7 @@ from falcon_fast.admin.routes import ROUTES
 
 from ..support.admin import Admin
 from ..support.client import Client
-from ..support.server import ServerProcess
+from ..support.server import ServerProcess, serving
 
 pytestmark = pytest.mark.integration
 
@@ -42,6 +42,13 @@ STAYS: Final = """
 include-operation-id = "close_connection"
 enabled = false
 """
+
+NO_REVOCATIONS: Final = """
+[[operations]]
+include-operation-id = "add_revocation"
+enabled = false
+"""
+"""Sooner or later it would revoke all tokens, its own included."""
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +95,25 @@ def test_w11_user(admin: Admin, server: ServerProcess, tmp_path: Path) -> None:
 
 
 def test_w11_super_admin(admin: Admin, stays: Client, tmp_path: Path) -> None:
-    output = schemathesis(admin, tmp_path, "--header", f"Authorization: Bearer {admin.token}")
-    # All routes, and the public pages that the document has but for the one it was read from.
-    assert f"Tested: {len(ROUTES) + 3}\n" in output
+    header = f"Authorization: Bearer {admin.token}"
+    output = schemathesis(admin, tmp_path, "--header", header, config=NO_REVOCATIONS)
+    # All routes but one, and the public pages but for the one it was read from.
+    assert f"Tested: {len(ROUTES) + 2}\n" in output
     assert stays.wire.socket.fileno() >= 0
 
 
 def test_w11_super_admin_with_ids_that_exist(admin: Admin, stays: Client, tmp_path: Path) -> None:
-    config = STAYS.format(id=stays.id)
+    config = STAYS.format(id=stays.id) + NO_REVOCATIONS
     schemathesis(admin, tmp_path, "--header", f"Authorization: Bearer {admin.token}", config=config)
+
+
+def test_w11_super_admin_who_revokes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """On a server of its own, whose tokens may end up revoked."""
+    with serving(tmp_path_factory.mktemp("revoking")) as server:
+        admin = Admin(server)
+        schemathesis(
+            admin,
+            tmp_path_factory.mktemp("schemathesis"),
+            *("--header", f"Authorization: Bearer {admin.token}"),
+            *("--include-path", "/websocket/revocations"),
+        )

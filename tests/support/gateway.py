@@ -19,6 +19,9 @@ from falcon_fast.gateway import Gateway
 from falcon_fast.handshake import Accept
 from falcon_fast.identity import Identity, new_id
 from falcon_fast.registry import Registry
+from falcon_fast.revocations import RevocationStore
+from falcon_fast.revocations.memory import MemoryRevocations
+from falcon_fast.revoker import Revoker
 from falcon_fast.session import Session
 from falcon_fast.settings import Settings
 
@@ -179,6 +182,7 @@ class Node:
         settings: of the node.
         board: joins it with other nodes.
         registry: that it shares with them.
+        store: where revocations are kept.
         changes: of the settings.
 
     Attributes:
@@ -191,6 +195,7 @@ class Node:
         *,
         board: Switchboard | None = None,
         registry: Registry | None = None,
+        store: RevocationStore | None = None,
         **changes: Any,  # noqa: ANN401
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -212,10 +217,21 @@ class Node:
             registry=registry,
             node_id=node_id,
         )
+        self.revocations = self.gateway._verifier.revocations
+        self.revoker = Revoker(
+            self.revocations,
+            store or MemoryRevocations(),
+            clock=self.clock,
+            max_lifetime=self.settings.jwt_max_lifetime,
+            on_revoked=self.gateway.close_revoked,
+        )
 
     def identity(self, user_id: str, character_id: int = 7, *, ttl: int = 36_000) -> Identity:
         """Make an identity whose token has been issued just now."""
-        return Identity(user_id, character_id, user_id.title(), "", int(self.clock.time()) + ttl)
+        now = int(self.clock.time())
+        return Identity(
+            user_id, character_id, user_id.title(), "", now + ttl, f"{user_id}'s token", now
+        )
 
     def token(self, user_id: str, character_id: int = 7, *, ttl: int = 36_000) -> str:
         """Make a token for a user."""

@@ -55,7 +55,7 @@ class Nodes:
         self.nodes = [
             Node(board=self.board, registry=self.registry, **settings) for _ in range(number)
         ]
-        self.services = [Service(node.gateway, node.directory) for node in self.nodes]
+        self.services = [Service(node.gateway, node.directory, node.revoker) for node in self.nodes]
 
     def __getitem__(self, number: int) -> Node:
         return self.nodes[number]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from falcon_fast import envelope
@@ -80,9 +81,29 @@ def test_every_error_has_examples(route: Route) -> None:
                 assert example["value"]["detail"] == route.missing
 
 
-@pytest.mark.parametrize(
-    "route", [route for route in ROUTES if route.has_body], ids=lambda route: str(route.name)
-)
+MESSAGES = [route for route in ROUTES if "MessageBody" in str(route.request.model_fields)]
+
+
+def test_a_revocation_has_an_example_of_each_kind() -> None:
+    (route,) = (route for route in ROUTES if route.has_body and route not in MESSAGES)
+    content = operation(route)["requestBody"]["content"]["application/json"]
+    assert list(content["examples"]) == ["token", "user", "user_before", "all"]
+    validator = Draft202012Validator(DOCUMENT["components"]["schemas"]["RevocationBody"])
+    for example in content["examples"].values():
+        validator.validate(example["value"])
+    for wrong in (
+        {},
+        {"token_id": "a", "user_id": "b"},
+        {"token_id": "a", "issued_before": 1},
+        {"all": False},
+        {"user_id": "a b"},
+        {"user_id": "a", "reason": "x"},
+        {"token_id": None},
+    ):
+        assert not validator.is_valid(wrong)
+
+
+@pytest.mark.parametrize("route", MESSAGES, ids=lambda route: str(route.name))
 def test_every_message_has_an_example_of_each_of_the_ten_types(route: Route) -> None:
     body = operation(route)["requestBody"]
     assert body["required"] is True

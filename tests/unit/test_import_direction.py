@@ -19,11 +19,11 @@ from ..support import ROOT
 # Low to high. A module may import what is below it; within a layer, whatever makes no circle.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_core", "_version", "clock", "codes", "errors", "identity", "redis_url", "tasks"),
-    ("envelope", "jose", "logs", "settings", "statistics"),
-    ("bus", "directory", "registry"),
+    ("envelope", "jose", "logs", "revocation", "settings", "statistics"),
+    ("bus", "directory", "registry", "revocations"),
     (
         *("auth", "cluster", "deflate", "handshake", "head", "jwks", "keys"),
-        *("presence", "rooms", "session", "throttle"),
+        *("presence", "revoker", "rooms", "session", "throttle"),
         *(
             "directory.breaker",
             "directory.mongo",
@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("bus.memory", "bus.positions", "bus.redis", "bus.redis_address", "bus.redis_keeper"),
         *("bus.redis_link", "bus.redis_listener", "bus.redis_pair", "bus.redis_publisher"),
         *("bus.redis_facts", "bus.redis_registry", "bus.redis_wire", "bus.shards"),
+        *("revocations.memory", "revocations.redis", "revocations.sqlite"),
     ),
     ("doorstep", "driver", "gateway", "neighbours", "registrar", "upgrade"),
     ("listings", "metrics", "service"),
@@ -56,7 +57,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 
 # Folders of ports. What is inside implements the port; it sees the port, what is below that, and
 # its own folder. Only the assembly, and commands for the embedded directory, choose one.
-PORTS = frozenset({"bus", "directory"})
+PORTS = frozenset({"bus", "directory", "revocations"})
 CHOOSERS = frozenset({"app", "checks", "cli", "demo", "trial"})
 
 # Modules that only compute: given the same input they return the same output, without a loop.
@@ -81,6 +82,7 @@ PURE = frozenset(
         "jose",
         "keys",
         "redis_url",
+        "revocation",
         "settings",
         "statistics",
     }
@@ -107,9 +109,10 @@ ROOMS_OF_PACKAGES: dict[str, frozenset[str]] = {
             "bus.redis_keeper",
             "bus.redis_link",
             "bus.redis_registry",
+            "revocations.redis",
         }
     ),
-    "sqlite3": frozenset({"directory.sqlite", "directory.sqlite_store"}),
+    "sqlite3": frozenset({"directory.sqlite", "directory.sqlite_store", "revocations.sqlite"}),
 }
 
 LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}

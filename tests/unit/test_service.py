@@ -43,7 +43,7 @@ async def node(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Node]:
 
 @pytest.fixture
 def service(node: Node) -> Service:
-    return Service(node.gateway, node.directory)
+    return Service(node.gateway, node.directory, node.revoker)
 
 
 async def everything(service: Service, limit: int, **filters: object) -> list[str]:
@@ -332,6 +332,32 @@ async def test_a_new_member_is_let_in_when_the_directory_confirms(
     assert (frame["data"]["group_id"], frame["data"]["joined"]) == (FLEET.id, True)
     # Nobody is connected for this one.
     await service.broadcast_group_membership_change(99, FLEET.id, FLEET.name, joined=True)
+
+
+# --- revoked tokens -------------------------------------------------------------------------------
+
+
+async def test_tokens_are_revoked_listed_and_given_back(node: Node, service: Service) -> None:
+    now = int(node.clock.time())
+    alice = await node.connect("alice")
+    rules = [
+        await service.revoke_token("t", now + 60),
+        await service.revoke_user("alice", now + 1),
+        await service.revoke_all(1, expires_at=now + 60),
+    ]
+    assert alice.closed == said(CloseReason.REVOKED)
+    assert [rule.kind for rule in rules] == ["token", "user", "all"]
+    page = await service.list_revocations()
+    assert page.items == tuple(sorted(rules, key=lambda rule: rule.id))
+    assert (page.total, page.next) == (3, None)
+    first = await service.list_revocations(limit=2)
+    rest = await service.list_revocations(limit=2, start=first.next or "")
+    assert first.items + rest.items == page.items
+    assert (first.total, rest.next) == (3, None)
+    await service.withdraw_revocation(rules[1].id)
+    assert (await service.list_revocations()).total == 2
+    with pytest.raises(NotFoundError, match="Revocation not found"):
+        await service.withdraw_revocation(rules[1].id)
 
 
 # --- status ---------------------------------------------------------------------------------------
