@@ -15,7 +15,7 @@ from benchmarks.macro.run import Run, turns
 
 QUESTION = "server CPU per delivery of 1 KiB JSON to one room, deflated and plain; bytes"
 
-#: Most bytes of a message, before compression.
+#: Least bytes of a message, before compression; at most one of its orders more.
 SIZE = 1024
 #: Window that the clients of the deflated room agreed on, in bits.
 WINDOW = 15
