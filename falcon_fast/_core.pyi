@@ -8,6 +8,7 @@ OwnerT = TypeVar("OwnerT")
 _Histogram: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], int]
 
 REASONS_RAISED: dict[str, int]
+ZLIB_VERSION: str
 
 class Verdict(IntEnum):
     SENT = 0

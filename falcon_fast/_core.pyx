@@ -173,6 +173,8 @@ REASONS_RAISED = {
     "CONNECTION_LOST": CONNECTION_LOST,
 }
 
+ZLIB_VERSION = zlibVersion().decode("ascii")     # that messages are compressed with
+
 cdef enum:                      # opcodes, RFC 6455 section 5.2
     OP_CONTINUATION = 0
     OP_TEXT = 1

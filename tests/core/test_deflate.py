@@ -12,8 +12,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from falcon_fast._core import ZLIB_VERSION
 from falcon_fast.codes import CloseReason
 
+from ..model.core import MEMORY_LEVEL
 from ..support.core import CoreFactory, Message, Peer, Rig, closed, said
 from ..support.deflate import (
     deflated,
@@ -170,12 +172,13 @@ def test_one_octet_less_is_smaller(make: CoreFactory) -> None:
     kinds = set()
     for _ in range(400):
         message = bytes(draw.choices(b"abcdefgh", k=draw.randrange(40)))
-        best = deflated(message, level=6)
+        best = deflated(message, level=6, memory=MEMORY_LEVEL)
         rig.core.send(peer.handle, message)
         rig.turn()
         (frame,) = peer.frames()
         assert plain(frame) == says(message)
-        assert frame.compressed == (len(best) < len(message))
+        if ZLIB_VERSION == zlib.ZLIB_RUNTIME_VERSION:
+            assert frame.compressed == (len(best) < len(message))
         kinds.add(len(best) - len(message))
         window += 1
     assert {-1, 0, 1} <= kinds

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
 
+from falcon_fast.codes import CloseReason
+
 from ..support.client import Client, request
+from ..support.deflate import packed_text
 from ..support.frames import PONG, ServerFrame, close, more, ping, text
-from ..support.server import ServerProcess, eventually, serving
+from ..support.server import ServerProcess, eventually, offering, serving
 from ..support.violations import VIOLATIONS
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("canary")]
@@ -41,6 +45,20 @@ def test_core_has_no_epoll_set_of_its_own(server: ServerProcess) -> None:
     """Only the loop has one, so that this module does test the other way."""
     kinds = server.descriptor_kinds()
     assert kinds.count("anon_inode:[eventpoll]") == 1, kinds
+
+
+def test_compressed_both_ways(server: ServerProcess) -> None:
+    room = server.group("Compressed", 13, 14)
+    alice, bob = offering(server, "d-alice", 13), server.connect("d-bob", 14)
+    frame = {"type": "message", "id": "1", "room": room, "data": {"text": "all is well " * 900}}
+    for _ in range(5):
+        alice.wire.send(packed_text(json.dumps(frame)))
+    for client in (alice, bob):
+        for _ in range(5):
+            heard = client.hear_until(lambda message: message["type"] == "message")
+            assert heard["data"] == frame["data"]
+    alice.wire.send(packed_text(bytes(70_000)))
+    assert alice.closing() == (CloseReason.MESSAGE_TOO_BIG.code, CloseReason.MESSAGE_TOO_BIG.text)
 
 
 def test_chat(server: ServerProcess) -> None:

@@ -10,9 +10,9 @@ import pytest
 from falcon_fast.codes import CloseReason
 
 from ..support.client import CLOSED_WITHIN, Client
-from ..support.deflate import deflated, deflated_final, packed_text, plain
+from ..support.deflate import ANSWER, deflated, deflated_final, packed_text, plain
 from ..support.frames import BINARY, TEXT, client_frame, more, text
-from ..support.server import ServerProcess, eventually, serving
+from ..support.server import ServerProcess, eventually, offering, serving
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("canary")]
 
@@ -25,27 +25,11 @@ PROTOCOL_ERROR, INVALID, TOO_BIG = (
     )
 )
 
-ANSWER = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
 BOMB = deflated(bytes(64 << 20))
 MIB = 1024 * 1024
 
 MANY = ", ".join(["permessage-deflate; unknown_parameter"] * 200)
 """Nearly a whole header line of bad offers."""
-
-
-def dial(
-    server: ServerProcess,
-    user: str,
-    character: int = 1,
-    *,
-    offer: str = "permessage-deflate",
-    answer: str | None = ANSWER,
-) -> Client:
-    """Connect a client that can compress."""
-    client = Client(server.wire())
-    client.open(token=server.token(user, character), offer=offer, answer=answer)
-    client.enter()
-    return client
 
 
 def news(size: int = 2_000) -> dict[str, object]:
@@ -70,7 +54,7 @@ def news(size: int = 2_000) -> dict[str, object]:
 )
 def test_d01_offers(server: ServerProcess, offer: str, answer: str | None) -> None:
     """Whatever is offered: a 101, and a connection that works."""
-    client = dial(server, "d01", offer=offer, answer=answer)
+    client = offering(server, "d01", offer=offer, answer=answer)
     reply = client.ask(type="system", data={"action": "ping"})
     assert reply["data"] == {"action": "pong"}
     client.close()
@@ -79,8 +63,8 @@ def test_d01_offers(server: ServerProcess, offer: str, answer: str | None) -> No
 def test_compressed_both_ways(server: ServerProcess) -> None:
     room = server.group("Compressed", 41, 42, 43, 44)
     clients = [
-        dial(server, "d-one", 41),
-        dial(
+        offering(server, "d-one", 41),
+        offering(
             server,
             "d-two",
             42,
@@ -99,7 +83,7 @@ def test_compressed_both_ways(server: ServerProcess) -> None:
 
 
 def test_what_is_long_enough_is_compressed_on_the_wire(server: ServerProcess) -> None:
-    client = dial(server, "d-long", 45)
+    client = offering(server, "d-long", 45)
     client.sync()
     client.say(type="message", id="i", to=client.id, data=news())
     sizes = []
@@ -115,7 +99,7 @@ def test_what_is_long_enough_is_compressed_on_the_wire(server: ServerProcess) ->
 
 
 def test_d02_compressed_without_having_agreed(server: ServerProcess) -> None:
-    for client in (server.connect("d02"), dial(server, "d02-b", offer="x-other", answer=None)):
+    for client in (server.connect("d02"), offering(server, "d02-b", offer="x-other", answer=None)):
         client.wire.send(packed_text('{"type":"heartbeat"}'))
         assert client.closing(CLOSED_WITHIN) == PROTOCOL_ERROR
 
@@ -128,7 +112,7 @@ def test_d03_d04_bombs_cost_nothing(server: ServerProcess) -> None:
     fragments += b"".join([more(piece, fin=piece is pieces[-1]) for piece in pieces[1:]])
 
     def throw(number: int) -> None:
-        client = dial(server, f"d03-{number}")
+        client = offering(server, f"d03-{number}")
         client.wire.send((whole, fragments)[number % 2])
         assert client.closing(CLOSED_WITHIN) == TOO_BIG
 
@@ -146,13 +130,13 @@ def test_d03_d04_bombs_cost_nothing(server: ServerProcess) -> None:
     ids=bytes.hex,
 )
 def test_d05_corrupt(server: ServerProcess, data: bytes) -> None:
-    client = dial(server, "d05")
+    client = offering(server, "d05")
     client.wire.send(client_frame(TEXT, data, rsv=4))
     assert client.closing(CLOSED_WITHIN) == INVALID
 
 
 def test_d06_a_last_block_and_then_another_message(server: ServerProcess) -> None:
-    client = dial(server, "d06")
+    client = offering(server, "d06")
     for number in range(3):
         ping = json.dumps({"type": "system", "id": str(number), "data": {"action": "ping"}})
         client.wire.send(client_frame(TEXT, deflated_final(ping.encode()), rsv=4))
@@ -181,7 +165,7 @@ def test_d10_no_token_is_in_what_is_compressed(server: ServerProcess) -> None:
 def test_compression_can_be_switched_off(tmp_path_factory: pytest.TempPathFactory) -> None:
     settings = {"FALCON_COMPRESSION": "0"}
     with serving(tmp_path_factory.mktemp("off"), settings) as server:
-        client = dial(server, "off", answer=None)
+        client = offering(server, "off", answer=None)
         client.wire.send(text('{"type":"heartbeat"}'))
         assert client.hear()["type"] == "presence"
         client.wire.send(packed_text('{"type":"heartbeat"}'))
@@ -199,7 +183,7 @@ def test_the_threshold_is_set(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 def test_noise_of_full_size(server: ServerProcess) -> None:
     """What does not compress is longer on the wire than the limit, and is allowed."""
-    client = dial(server, "d-noise")
+    client = offering(server, "d-noise")
     filler = os.urandom(24_000).hex()
     payload = json.dumps({"type": "system", "id": "n", "data": {"action": "ping", "x": filler}})
     payload += " " * (65_536 - len(payload))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from falcon_fast.codes import CloseReason
+
 from ..support.certificate import Certificate, make_certificate
 from ..support.client import Answer, Client, Closed, Ended, Message, Wire, request
+from ..support.deflate import packed_text
 from ..support.frames import CLOSE, close, ping, text
-from ..support.server import ServerProcess, eventually, serving
+from ..support.server import ServerProcess, eventually, offering, serving
 from ..support.violations import VIOLATIONS
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("canary")]
@@ -71,6 +75,18 @@ def test_chat_over_tls(server: ServerProcess) -> None:
     assert bob.closing() == (1000, "")
     told = alice.hear()
     assert (told["data"]["action"], told["data"]["connection_id"]) == ("member_left", bob.id)
+
+
+def test_compressed_both_ways_over_tls(server: ServerProcess) -> None:
+    room = server.group("Compressed", 13, 14)
+    alice, bob = offering(server, "d-alice", 13), server.connect("d-bob", 14)
+    frame = {"type": "message", "id": "1", "room": room, "data": {"text": "all is well " * 900}}
+    alice.wire.send(packed_text(json.dumps(frame)))
+    for client in (alice, bob):
+        heard = client.hear_until(lambda message: message["type"] == "message")
+        assert heard["data"] == frame["data"]
+    alice.wire.send(packed_text(b"\xff"))
+    assert alice.closing() == (CloseReason.INVALID_PAYLOAD.code, CloseReason.INVALID_PAYLOAD.text)
 
 
 def test_large_messages_and_every_size_of_record(server: ServerProcess) -> None:

@@ -10,13 +10,16 @@ from .frames import BINARY, TEXT, ServerFrame, client_frame
 EMPTY_BLOCK: Final = b"\x00\x00\xff\xff"
 """What ends a compressed message and is not sent (section 7.2.1)."""
 
+ANSWER: Final = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+"""What is answered to an offer that leaves the window to the server."""
+
 OFFER: Final = "permessage-deflate; client_max_window_bits"
 """What browsers offer."""
 
 
-def deflated(payload: bytes, *, window: int = 15, level: int = 6) -> bytes:
-    """Compress a message with the default settings of zlib."""
-    compressor = zlib.compressobj(level, zlib.DEFLATED, -window)
+def deflated(payload: bytes, *, window: int = 15, level: int = 6, memory: int = 8) -> bytes:
+    """Compress a message, with the default settings of zlib unless others are given."""
+    compressor = zlib.compressobj(level, zlib.DEFLATED, -window, memory)
     return (compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
 

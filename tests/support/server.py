@@ -23,6 +23,7 @@ from falcon_fast.directory.sqlite_store import SqliteStore
 
 from . import ROOT
 from .client import DEADLINE, Answer, Client, Wire
+from .deflate import ANSWER
 
 SECRET: Final = "not-a-secret-but-long-enough-to-sign-with"
 """The signing secret of every test server."""
@@ -346,3 +347,18 @@ def serving(
         if server.process.poll() is None:
             server.kill()
         server.forget()
+
+
+def offering(
+    server: ServerProcess,
+    user: str,
+    character: int = 1,
+    *,
+    offer: str = "permessage-deflate",
+    answer: str | None = ANSWER,
+) -> Client:
+    """Connect a client that offers compression and is answered so, and wait for its rooms."""
+    client = Client(server.wire())
+    client.open(token=server.token(user, character), offer=offer, answer=answer)
+    client.enter()
+    return client
