@@ -31,6 +31,9 @@ RoomType = Literal["personal", "group"]
 PERSONAL_TITLE: Final = "Personal Room"
 
 
+_PERSONAL: Final = "user:"
+
+
 def user_room(user_id: str) -> str:
     """Return the name of a user's personal room."""
     return f"user:{user_id}"
@@ -110,9 +113,10 @@ class Rooms(Generic[MemberT]):
         self._opened = opened
         self._closed = closed
         self._touched = touched
+        # By the name; a personal room by its user's id alone, which is in memory anyway.
         self._numbers: dict[str, int] = {}
-        # By the core's number. Most rooms are personal: they have a name and two times, no more.
-        self._names: list[str | None] = []
+        # By the core's number. Most rooms are personal: they have a key and two times, no more.
+        self._keys: list[str | None] = []
         self._times = array("d")  # when each was made, and when its members last changed
         self._titles: dict[int, str] = {}  # of group rooms; personal ones are all called the same
         self._elsewhere: dict[int, dict[str, int]] = {}  # members on other nodes, by process
@@ -124,18 +128,21 @@ class Rooms(Generic[MemberT]):
         return len(self._numbers)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._numbers
+        return isinstance(name, str) and _key(name) in self._numbers
 
-    def join(self, member: MemberT, name: str, title: str | None = None) -> Joined:
+    def join(
+        self, member: MemberT, name: str, title: str | None = None, *, user_id: str | None = None
+    ) -> Joined:
         """Put a connection into a room, which is made if need be, and tell the others.
 
         Args:
             member: the connection.
             name: the room's name.
             title: the room's human-readable name, for group rooms.
+            user_id: for a personal room, whose it is: kept instead of the name.
         """
         core = self._core
-        number = self._numbers.get(name)
+        number = self._numbers.get(_key(name))
         if number is not None and core.is_member(member.conn, number):
             self._retitle(number, title)
             return Joined.ALREADY
@@ -144,10 +151,11 @@ class Rooms(Generic[MemberT]):
         now = self._clock.time()
         if number is None:
             number = core.open_room()
-            self._numbers[name] = number
-            self._names.extend([None] * (number + 1 - len(self._names)))
-            self._times.extend([0.0] * (2 * len(self._names) - len(self._times)))
-            self._names[number] = name
+            key = _key(name) if user_id is None else user_id
+            self._numbers[key] = number
+            self._keys.extend([None] * (number + 1 - len(self._keys)))
+            self._times.extend([0.0] * (2 * len(self._keys) - len(self._times)))
+            self._keys[number] = key
             self._times[2 * number] = now
             self._retitle(number, title)
             if self._opened is not None:
@@ -165,7 +173,7 @@ class Rooms(Generic[MemberT]):
 
     def leave(self, member: MemberT, name: str) -> bool:
         """Take a connection out of a room and tell the others; False when it was no member."""
-        number = self._numbers.get(name)
+        number = self._numbers.get(_key(name))
         if number is None or not self._core.leave(member.conn, number):
             return False
         self._left(member, number)
@@ -180,10 +188,10 @@ class Rooms(Generic[MemberT]):
             self._left(member, number)
 
     def _name(self, number: int) -> str:
-        name = self._names[number]
-        if name is None:
+        key = self._keys[number]
+        if key is None:
             raise LookupError(f"room number {number} is not in use")
-        return name
+        return _named(key)
 
     def _left(self, member: MemberT, number: int) -> None:
         name = self._name(number)
@@ -191,8 +199,8 @@ class Rooms(Generic[MemberT]):
         now = self._clock.time()
         self._times[2 * number + 1] = now
         if not remaining:
-            del self._numbers[name]
-            self._names[number] = None
+            del self._numbers[_key(name)]
+            self._keys[number] = None
             self._titles.pop(number, None)
             self._elsewhere.pop(number, None)
             self._crowded.discard(name)
@@ -229,7 +237,7 @@ class Rooms(Generic[MemberT]):
         elsewhere, self._crowded_elsewhere = self._crowded_elsewhere, set()
         now = self._clock.time()
         for name in crowded | elsewhere:
-            number = self._numbers[name]
+            number = self._numbers[_key(name)]
             here = self._core.member_count(number)
             total = here + self._count_elsewhere(number)
             frame = envelope.room_count(name, member_count=total, now=now)
@@ -250,7 +258,7 @@ class Rooms(Generic[MemberT]):
             members: how many are in it there now.
             frame: what that process tells, with its own view of how many there are in all.
         """
-        number = self._numbers.get(name)
+        number = self._numbers.get(_key(name))
         if number is None:
             return
         self._set_elsewhere(name, process_id, members)
@@ -275,7 +283,7 @@ class Rooms(Generic[MemberT]):
             tell: whether the members here hear of another number, having heard a wrong one.
         """
         for name in names:
-            if name not in self._numbers:
+            if name not in self:
                 continue
             if self._set_elsewhere(name, process_id, counts.get(name, 0)) and tell:
                 self._crowded_elsewhere.add(name)
@@ -292,7 +300,7 @@ class Rooms(Generic[MemberT]):
 
     def _set_elsewhere(self, name: str, process_id: str, members: int) -> bool:
         """Note how many members a room has on a process; True when it was another number."""
-        number = self._numbers[name]
+        number = self._numbers[_key(name)]
         elsewhere = self._elsewhere.get(number, {})
         if members == elsewhere.get(process_id, 0):
             return False
@@ -310,7 +318,7 @@ class Rooms(Generic[MemberT]):
 
     def retitle(self, name: str, title: str) -> None:
         """Change the human-readable name of a room, if there is such a room."""
-        number = self._numbers.get(name)
+        number = self._numbers.get(_key(name))
         if number is not None:
             self._retitle(number, title)
 
@@ -320,29 +328,29 @@ class Rooms(Generic[MemberT]):
 
     def fan_out(self, name: str, frame: bytes) -> int:
         """Note a frame for this node's members of a room; returns how many they are."""
-        number = self._numbers.get(name)
+        number = self._numbers.get(_key(name))
         return 0 if number is None else self._core.fan_out(number, frame)
 
     def is_member(self, member: MemberT, name: str) -> bool:
         """Tell whether a connection is in a room."""
-        number = self._numbers.get(name)
+        number = self._numbers.get(_key(name))
         return number is not None and self._core.is_member(member.conn, number)
 
     def members(self, name: str) -> list[MemberT]:
         """Return this node's members of a room; empty when there is no such room."""
-        number = self._numbers.get(name)
+        number = self._numbers.get(_key(name))
         return [] if number is None else self._core.members(number)
 
     def member_count(self, name: str) -> int:
         """Return how many of this node's connections are in a room."""
-        number = self._numbers.get(name)
+        number = self._numbers.get(_key(name))
         return 0 if number is None else self._core.member_count(number)
 
     def count(self, kind: RoomType | None = None) -> int:
         """Return how many rooms have members here, of one type or in all."""
         if kind is None:
             return len(self._numbers)
-        return sum(_type_of(name) == kind for name in self._numbers)
+        return sum(_type_of(_named(key)) == kind for key in self._numbers)
 
     def count_first(self, process_id: str, kind: RoomType | None = None) -> int:
         """Return how many rooms have no members on processes that come before this one.
@@ -355,14 +363,14 @@ class Rooms(Generic[MemberT]):
         """
         elsewhere = sum(
             (kind is None or _type_of(name) == kind)
-            and min(self._elsewhere[self._numbers[name]]) < process_id
+            and min(self._elsewhere[self._numbers[_key(name)]]) < process_id
             for name in self._shared
         )
         return self.count(kind) - elsewhere
 
     def names(self) -> Iterable[str]:
         """Return the names of all rooms, oldest first."""
-        return self._numbers.keys()
+        return map(_named, self._numbers)
 
     def names_of(self, member: MemberT) -> list[str]:
         """Return the names of a connection's rooms, in the order it joined them."""
@@ -376,12 +384,12 @@ class Rooms(Generic[MemberT]):
 
     def group_name(self, name: str) -> str:
         """Return the name of a room's group; empty when there is no such room."""
-        number = self._numbers.get(name)
+        number = self._numbers.get(_key(name))
         return "" if number is None else self._titles.get(number, "")
 
     def info(self, name: str) -> RoomInfo | None:
         """Describe a room; None when there is none of that name."""
-        number = self._numbers.get(name)
+        number = self._numbers.get(_key(name))
         if number is None:
             return None
         kind = _type_of(name)
@@ -395,5 +403,14 @@ class Rooms(Generic[MemberT]):
         )
 
 
+def _key(name: str) -> str:
+    return name[len(_PERSONAL) :] if name.startswith(_PERSONAL) else name
+
+
+def _named(key: str) -> str:
+    # An id has no colon, and every other name has one.
+    return key if ":" in key else user_room(key)
+
+
 def _type_of(name: str) -> RoomType:
-    return "personal" if name.startswith("user:") else "group"
+    return "personal" if name.startswith(_PERSONAL) else "group"

@@ -13,6 +13,7 @@ Messages reach `handle` only from OPEN on: until then the core does not read the
 from __future__ import annotations
 
 import enum
+import struct
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -37,6 +38,9 @@ STRIKE_WINDOW: Final = 60.0
 
 MAX_USERS_PER_REQUEST: Final = 100
 """Users named in one presence subscription."""
+
+
+_SINCE: Final = struct.Struct("<d")
 
 
 class State(enum.IntEnum):
@@ -113,9 +117,9 @@ class Session:
         "_host",
         "_identity",
         "_left",
+        "_since",
         "_strikes",
         "conn",
-        "created_at",
         "id",
         "remote_address",
         "state",
@@ -130,26 +134,37 @@ class Session:
         self._strikes: tuple[float, ...] = ()  # when the latest malformed messages came
         self.id = ident
         self.conn = 0
-        self._identity: Identity | bytes = identity  # packed once it is OPEN, and seldom asked for
+        # Once it is OPEN these are packed: they are seldom asked for, and are most of its memory.
+        self._identity: Identity | bytes = identity
+        self._since = created_at
         self.remote_address = remote_address
-        self.created_at = created_at
         self.state = State.CONNECTING
 
     @property
     def identity(self) -> Identity:
         """Whom the token names."""
         known = self._identity
-        return unpack(known) if isinstance(known, bytes) else known
+        return unpack(known[_SINCE.size :]) if isinstance(known, bytes) else known
 
     @identity.setter
     def identity(self, identity: Identity) -> None:
-        self._identity = identity.pack()
+        self._identity = _SINCE.pack(self.created_at) + identity.pack()
+        self._since = 0.0
+
+    @property
+    def created_at(self) -> float:
+        """When it was made, in seconds since 1970."""
+        known = self._identity
+        since: float = _SINCE.unpack_from(known)[0] if isinstance(known, bytes) else self._since
+        return since
 
     @property
     def character_id(self) -> int:
         """The character of its identity, for searches through all connections."""
         known = self._identity
-        return packed_character(known) if isinstance(known, bytes) else known.character_id
+        if isinstance(known, bytes):
+            return packed_character(known[_SINCE.size :])
+        return known.character_id
 
     # ------------------------------------------------------------------------------ its life
 
@@ -171,7 +186,7 @@ class Session:
             )
         )
         self._set_expiry(now)
-        host.rooms.join(self, user_room(identity.user_id))
+        host.rooms.join(self, user_room(identity.user_id), user_id=identity.user_id)
 
     def open(self, *, pending: bool) -> None:
         """ADMITTING -> OPEN: say which rooms it is in, and let its messages come.
