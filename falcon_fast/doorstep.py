@@ -16,6 +16,7 @@ import logging
 import os
 import select
 import socket
+from _socket import socket as PlainSocket
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -34,6 +35,15 @@ LOG_EVERY: Final = 60.0
 log = logging.getLogger(__name__)
 
 
+class Guest(asyncio.BufferedProtocol):
+    """The protocol of a visitor."""
+
+    __slots__ = ()
+
+    def wait(self) -> None:
+        """Start a deadline: what had come when the connection was accepted was not all."""
+
+
 class Visitor(asyncio.Transport):
     """A plain connection before its 101, as much of a transport as its protocol needs."""
 
@@ -42,15 +52,15 @@ class Visitor(asyncio.Transport):
     def __init__(
         self,
         doorstep: Doorstep,
-        connection: socket.socket,
+        connection: PlainSocket,
         peer: object,
-        protocol: asyncio.BufferedProtocol,
+        protocol: Guest,
     ) -> None:
         # Not the base class's: it would make a dictionary for each.
         self._doorstep = doorstep
         self._peer = peer
         self._protocol = protocol
-        self._socket: socket.socket | None = connection
+        self._socket: PlainSocket | None = connection
         self._watched = False
 
     def get_extra_info(self, name: str, default: object = None) -> object:
@@ -114,7 +124,7 @@ class Visitor(asyncio.Transport):
             raise ConnectionError("the connection has ended")
         return connection.detach()
 
-    def _leave(self) -> socket.socket | None:
+    def _leave(self) -> PlainSocket | None:
         connection, self._socket = self._socket, None
         if connection is not None and self._watched:
             self._doorstep.unwatch(connection.fileno())
@@ -126,7 +136,9 @@ class Visitor(asyncio.Transport):
         self.read()
         if self._socket is not None:
             self._watched = self._doorstep.watch(self._socket.fileno(), self)
-            if not self._watched:
+            if self._watched:
+                self._protocol.wait()
+            else:
                 self.abort()
 
     def read(self) -> None:
@@ -163,7 +175,7 @@ class Doorstep:
     def __init__(
         self,
         sockets: Sequence[socket.socket],
-        protocol: Callable[[], asyncio.BufferedProtocol],
+        protocol: Callable[[], Guest],
         loop: asyncio.AbstractEventLoop,
         *,
         backlog: int,
@@ -232,9 +244,11 @@ class Doorstep:
                 self._accept(self._listeners[fd])
 
     def _accept(self, listener: socket.socket) -> None:
+        # `listener.accept()` without the enumerations that it asks and makes for each connection.
+        kind = int(listener.family), int(listener.type), listener.proto
         for _ in range(ACCEPTS_PER_WAKE):
             try:
-                connection, peer = listener.accept()
+                fd, peer = listener._accept()  # type: ignore[attr-defined]
             except (BlockingIOError, InterruptedError):
                 return
             except ConnectionError:
@@ -244,6 +258,7 @@ class Doorstep:
                     raise
                 self._turn_away(listener)
                 return
+            connection = PlainSocket(*kind, fileno=fd)
             Visitor(self, connection, peer, self._protocol()).arrive()
             if self._epoll.closed:
                 return

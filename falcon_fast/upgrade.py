@@ -27,7 +27,7 @@ from picows.picows import WSAutoPingStrategy, WSProtocol  # type: ignore[attr-de
 
 from falcon_fast._core import Core
 from falcon_fast.deflate import Deflate
-from falcon_fast.doorstep import Doorstep, Visitor
+from falcon_fast.doorstep import Doorstep, Guest, Visitor
 from falcon_fast.handshake import (
     INTERNAL_ERROR,
     Accept,
@@ -217,7 +217,7 @@ def _pattern(subprotocol: str | None, extension: str | None) -> tuple[bytes, byt
     return before, behind
 
 
-class HeadReader(asyncio.BufferedProtocol):
+class HeadReader(Guest):
     """One connection before its 101."""
 
     # All readers share one buffer: asyncio fills it and calls back before it reads anything else.
@@ -235,7 +235,7 @@ class HeadReader(asyncio.BufferedProtocol):
         self._waits = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start the deadline."""
+        """Count it, and start the deadline, unless a visitor's head may be here already."""
         # uvloop's transports look like asyncio's and are not derived from them.
         self._transport = cast("asyncio.Transport", transport)
         self._waits = True
@@ -243,6 +243,13 @@ class HeadReader(asyncio.BufferedProtocol):
         if self._door.waiting > self._door.max_waiting:
             # Before the descriptors run out and nobody could even be refused.
             self._transport.abort()
+            return
+        if not isinstance(self._transport, Visitor):
+            self.wait()
+
+    def wait(self) -> None:
+        """Start the deadline."""
+        if self._transport is None:
             return
         # One deadline for the whole head, however slowly it drips in. Over TLS, half of the time
         # was given to the TLS handshake.

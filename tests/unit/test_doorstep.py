@@ -13,20 +13,21 @@ from pathlib import Path
 import pytest
 
 from falcon_fast import doorstep as module
-from falcon_fast.doorstep import Doorstep, Visitor
+from falcon_fast.doorstep import Doorstep, Guest, Visitor
 
 from ..support.loop import FakeTimeLoop, turns
 
 loop_factory = FakeTimeLoop
 
 
-class Protocol(asyncio.BufferedProtocol):
+class Protocol(Guest):
     """Notes what it hears; does what it is told when it hears it."""
 
     def __init__(self) -> None:
         self.buffer = bytearray(100)
         self.heard: list[bytes] = []
         self.lost = 0
+        self.waits = 0
         self.stays = False
         self.refuses = False
         self.visitor: Visitor | None = None
@@ -36,6 +37,9 @@ class Protocol(asyncio.BufferedProtocol):
         self.visitor = transport
         if self.refuses:
             transport.abort()
+
+    def wait(self) -> None:
+        self.waits += 1
 
     def get_buffer(self, sizehint: int) -> bytearray:
         return self.buffer
@@ -109,6 +113,7 @@ async def porch(tmp_path: Path) -> AsyncIterator[Porch]:
 async def test_what_has_come_already_is_read_at_once(porch: Porch) -> None:
     client, protocol, visitor = await porch.visit(b"head")
     assert protocol.heard == [b"head"]
+    assert protocol.waits == 1
     assert not visitor.is_closing()
     assert visitor.get_extra_info("peername") == ""
     assert visitor.get_extra_info("socket").fileno() > 0  # type: ignore[attr-defined]
@@ -174,6 +179,7 @@ async def test_who_is_refused_at_once_is_never_read(porch: Porch) -> None:
     porch.next.refuses = True
     client, protocol, _ = await porch.visit(b"head")
     assert protocol.heard == []
+    assert protocol.waits == 0
     assert protocol.lost == 1
     with pytest.raises(ConnectionError):
         client.send(b"x")
@@ -223,12 +229,16 @@ class Listener:
 
     def __init__(self, *results: OSError | socket.socket) -> None:
         self.results = list(results)
+        self.family, self.type, self.proto = socket.AF_UNIX, socket.SOCK_STREAM, 0
 
-    def accept(self) -> tuple[socket.socket, str]:
+    def _accept(self) -> tuple[int, str]:
         result = self.results.pop(0) if self.results else BlockingIOError()
         if isinstance(result, OSError):
             raise result
-        return result, "peer"
+        return result.detach(), "peer"
+
+    def accept(self) -> tuple[socket.socket, str]:
+        return socket.socket(fileno=self._accept()[0]), "peer"
 
 
 async def test_who_has_gone_before_it_was_accepted_is_passed_over(porch: Porch) -> None:
