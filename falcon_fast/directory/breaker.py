@@ -26,6 +26,8 @@ class Breaker:
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._failures = 0
+        self._rounds = 0
+        self._failed_at = float("-inf")
         self._until = 0.0
 
     @property
@@ -42,13 +44,22 @@ class Breaker:
         """Return the seconds until something that can wait should be tried."""
         return max(0.0, self._until - self._now())
 
-    def failed(self) -> None:
-        """Note a failure; each further one lengthens the pause, with jitter."""
-        delay = min(LAST_DELAY, FIRST_DELAY * 2.0**self._failures)
-        self._failures = min(self._failures + 1, 32)
-        self._until = self._now() + delay * random.uniform(0.5, 1.0)
+    def failed(self, began: float) -> None:
+        """Note a failure; each further one lengthens the pause, with jitter.
+
+        Args:
+            began: When the question was asked. Of questions that were under way together only the
+                first to fail lengthens the pause.
+        """
+        self._failures += 1
+        if began < self._failed_at:
+            return
+        self._failed_at = self._now()
+        delay = min(LAST_DELAY, FIRST_DELAY * 2.0 ** min(self._rounds, 16))
+        self._rounds += 1
+        self._until = self._failed_at + delay * random.uniform(0.5, 1.0)
 
     def succeeded(self) -> None:
         """Note an answer: everything is as if nothing had happened."""
-        self._failures = 0
+        self._failures = self._rounds = 0
         self._until = 0.0

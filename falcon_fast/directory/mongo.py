@@ -15,7 +15,7 @@ import contextlib
 import logging
 import random
 from array import array
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final, ParamSpec, TypeVar
@@ -33,6 +33,7 @@ from falcon_fast.directory.mongo_rows import (
     is_about_profiles,
     keys_of,
 )
+from falcon_fast.directory.tasks import Tasks
 from falcon_fast.errors import DirectoryUnavailable
 
 __all__ = ["MongoDirectory", "missing_indexes"]
@@ -126,7 +127,7 @@ class MongoDirectory:
         self._store = store
         self._start_timeout = start_timeout
         self._breaker = Breaker(clock.monotonic)
-        self._lookups = Lookups(store, self._breaker, self)
+        self._lookups = Lookups(store, self._breaker, self, now=clock.monotonic)
         self._follower = Follower(store, self, clock=clock)
         self._others = asyncio.Semaphore(OTHER_QUESTIONS)
         self._tracked: dict[str, _Tracked] = {}
@@ -135,7 +136,7 @@ class MongoDirectory:
         self._touched: set[int] = set()
         self._finding = False
         self._reading_soon = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._reading = asyncio.Lock()
         self._banned_meanwhile: set[str] | None = None
         self._repeats: dict[str, frozenset[Group]] = {}
@@ -187,10 +188,7 @@ class MongoDirectory:
         self._is_open = False
         await self._follower.close()
         await self._lookups.close()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.end()
         self._repeats.clear()
         await self._store.close()
 
@@ -377,7 +375,7 @@ class MongoDirectory:
             self._touched |= keys
             if not self._finding:
                 self._finding = True
-                self._run(self._find_users())
+                self._tasks.run(self._find_users(), name="directory-find")
         if is_about_profiles(change):
             banned = banned_by(change)
             if banned is not None and banned not in self._banned:
@@ -393,11 +391,6 @@ class MongoDirectory:
             # What cannot be read is in the log already, and nobody else's business.
             with contextlib.suppress(Unreadable):
                 await self._lookups.refresh(present, tell=False)
-
-    def _run(self, work: Coroutine[object, object, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _find_users(self) -> None:
         """Look up the users whom the changes of the last moments are about."""
@@ -445,7 +438,7 @@ class MongoDirectory:
         """A ban may have been lifted, which need not be known at once."""
         if not self._reading_soon:
             self._reading_soon = True
-            self._run(self._read_banned_later())
+            self._tasks.run(self._read_banned_later(), name="directory-bans")
 
     async def _read_banned_later(self) -> None:
         await asyncio.sleep(BAN_RELOAD)

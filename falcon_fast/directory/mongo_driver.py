@@ -201,8 +201,13 @@ class MongoStore:
     async def close(self) -> None:
         """Disconnect."""
         client, self._client = self._client, None
-        if client is not None:
-            await _awaited(client.close())
+        if client is None:
+            return
+        if self._driver == "pymongo":
+            await client.close()
+        else:
+            # Motor says goodbye to the server and waits for its threads, on the loop's own thread.
+            await asyncio.to_thread(client.close)
 
     async def ping(self) -> None:
         """Ask for a sign of life."""

@@ -23,6 +23,7 @@ from falcon_fast.directory.mongo_driver import (
     Unreadable,
 )
 from falcon_fast.directory.mongo_rows import Document
+from falcon_fast.directory.tasks import Tasks
 from falcon_fast.errors import DirectoryUnavailable
 
 __all__ = ["COMPARE_INTERVAL", "Audience", "Follower"]
@@ -80,7 +81,7 @@ class Follower:
         self._store = store
         self._audience = audience
         self._clock = clock
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = Tasks()
         self._compare_now = asyncio.Event()
         self._token: Document | None = None
         self._seen: dict[tuple[object, str], object] = {}
@@ -90,18 +91,12 @@ class Follower:
 
     def start(self) -> None:
         """Begin to follow."""
-        self._tasks = [
-            asyncio.create_task(self._follow(), name="directory-follow"),
-            asyncio.create_task(self._keep_comparing(), name="directory-compare"),
-        ]
+        self._tasks.run(self._follow(), name="directory-follow")
+        self._tasks.run(self._keep_comparing(), name="directory-compare")
 
     async def close(self) -> None:
         """Stop."""
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await self._tasks.end()
 
     def compare_soon(self) -> None:
         """Compare everything as soon as that can be done."""

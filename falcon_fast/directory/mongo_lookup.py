@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 from array import array
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
@@ -21,6 +21,7 @@ from falcon_fast.directory import Group
 from falcon_fast.directory.breaker import Breaker
 from falcon_fast.directory.mongo_driver import Store, Unreadable
 from falcon_fast.directory.mongo_rows import Found, read_groups
+from falcon_fast.directory.tasks import Tasks
 from falcon_fast.errors import DirectoryUnavailable
 
 __all__ = ["BATCH_USERS", "MAX_IN_FLIGHT", "Followed", "Look", "Lookups"]
@@ -111,17 +112,21 @@ class Lookups:
         store: The database.
         breaker: Told how the queries end.
         followed: Who takes the answers.
+        now: The breaker's clock.
     """
 
-    def __init__(self, store: Store, breaker: Breaker, followed: Followed) -> None:
+    def __init__(
+        self, store: Store, breaker: Breaker, followed: Followed, *, now: Callable[[], float]
+    ) -> None:
         self._store = store
         self._breaker = breaker
         self._followed = followed
+        self._now = now
         self._wants: dict[str, _Want] = {}
         self._busy: set[str] = set()
         self._queries: set[_Query] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._runner: asyncio.Task[None] | None = None
+        self._tasks = Tasks()
+        self._is_running = False
         self._wake = asyncio.Event()
         self._departed = float("-inf")
         self._closed = False
@@ -130,11 +135,7 @@ class Lookups:
     async def close(self) -> None:
         """End all questions."""
         self._closed = True
-        tasks = [task for task in (self._runner, *self._tasks) if task is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await self._tasks.end()
         for want in self._wants.values():
             _refuse(want, _not_open())
         self._wants.clear()
@@ -212,8 +213,9 @@ class Lookups:
         return answer
 
     def _start(self) -> None:
-        if self._runner is None:
-            self._runner = asyncio.create_task(self._run(), name="directory-lookups")
+        if not self._is_running:
+            self._is_running = True
+            self._tasks.run(self._run(), name="directory-lookups")
         self._wake.set()
 
     # --- queries ---------------------------------------------------------------------------------
@@ -262,9 +264,7 @@ class Lookups:
         query = _Query(wants)
         self._busy |= wants.keys()
         self._queries.add(query)
-        task = asyncio.create_task(self._query(query), name="directory-query")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.run(self._query(query), name="directory-query")
 
     async def _query(self, query: _Query) -> None:
         try:
@@ -283,6 +283,7 @@ class Lookups:
         wanted = {user_id: query.wants[user_id].characters for user_id in users}
         characters = {one for characters in wanted.values() for one in characters}
         self.queries += 1
+        began = self._now()
         try:
             rows = await self._store.groups_of(wanted.keys(), characters)
         except Unreadable as error:
@@ -299,7 +300,7 @@ class Lookups:
             await self._answer(query, users[:half])
             await self._answer(query, users[half:])
         except DirectoryUnavailable as error:
-            self._breaker.failed()
+            self._breaker.failed(began)
             for user_id in users:
                 _refuse(query.wants[user_id], error)
                 if self._followed.unanswered(user_id):

@@ -90,5 +90,5 @@ async def directory_in(
 ) -> AsyncIterator[MongoDirectory]:
     """Run a directory on a database of a real server."""
     store = MongoStore(uri, database, driver=driver, timeout=timeout)
-    async with directory_on(store) as directory:
+    async with directory_on(store, start_timeout=SOON) as directory:
         yield directory

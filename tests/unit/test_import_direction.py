@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
             "directory.mongo_driver",
         ),
         *("directory.mongo_follow", "directory.mongo_lookup", "directory.mongo_rows"),
-        *("directory.sqlite", "directory.sqlite_store"),
+        *("directory.sqlite", "directory.sqlite_store", "directory.tasks"),
         *("bus.hub", "bus.node_link", "bus.node_pipe", "bus.node_wire"),
         *("bus.memory", "bus.positions", "bus.redis", "bus.redis_address", "bus.redis_keeper"),
         *("bus.redis_link", "bus.redis_listener", "bus.redis_pair", "bus.redis_publisher"),
