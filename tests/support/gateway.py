@@ -13,7 +13,7 @@ from falcon_fast.bus import Target
 from falcon_fast.bus.memory import MemoryBus
 from falcon_fast.codes import CloseReason
 from falcon_fast.deflate import agree
-from falcon_fast.directory import Group
+from falcon_fast.directory import Directory, Group
 from falcon_fast.errors import BusUnavailable
 from falcon_fast.gateway import Gateway
 from falcon_fast.handshake import Accept
@@ -183,6 +183,7 @@ class Node:
         board: joins it with other nodes.
         registry: that it shares with them.
         store: where revocations are kept.
+        directory: asked instead of the fake one.
         changes: of the settings.
 
     Attributes:
@@ -196,6 +197,7 @@ class Node:
         board: Switchboard | None = None,
         registry: Registry | None = None,
         store: RevocationStore | None = None,
+        directory: Directory | None = None,
         **changes: Any,  # noqa: ANN401
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -210,7 +212,7 @@ class Node:
             self.settings,
             clock=self.clock,
             bus=self.wire or self.bus,
-            directory=self.directory,
+            directory=directory or self.directory,
             verifier=TokenVerifier(SECRET, clock=self.clock),
             epoll=False,
             alone=self.wire is None,
