@@ -42,7 +42,7 @@ Document: TypeAlias = Mapping[str, object]
 
 _GROUP_ID: Final = re.compile(r"[0-9a-f]{24}")
 _MAX_CHARACTER_ID: Final = 2**63 - 1
-_ONE_DOCUMENT: Final = frozenset({"insert", "update", "replace", "delete"})
+_ONE_DOCUMENT: Final = ("insert", "update", "replace", "delete")
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +290,7 @@ def keys_of(change: Document) -> frozenset[int] | None:
 def is_about_profiles(change: Document) -> bool:
     """Tell whether a change event may have banned somebody or lifted a ban."""
     namespace = change.get("ns")
-    return not isinstance(namespace, Mapping) or namespace.get("coll") in {PROFILES, None}
+    return not isinstance(namespace, Mapping) or namespace.get("coll") in (PROFILES, None)
 
 
 def banned_by(change: Document) -> str | None:

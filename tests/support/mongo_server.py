@@ -24,6 +24,8 @@ from bson import ObjectId
 from bson.int64 import Int64
 from pymongo.errors import PyMongoError
 
+from falcon_fast.directory.mongo_driver import Driver
+
 from . import MONGODB_URI, missing
 from .redis_server import free_port
 from .server import POLL
@@ -32,7 +34,7 @@ HINT: Final = "pip install --pre secantusdb==0.7.0b3 (CPython up to 3.13)"
 
 START_TIMEOUT: Final = 20.0
 
-DRIVERS: Final = ("motor", "pymongo")
+DRIVERS: Final[tuple[Driver, ...]] = ("motor", "pymongo")
 
 _numbers = itertools.count()
 

@@ -422,6 +422,13 @@ def test_the_file_is_the_one_in_the_setting(ff: Terminal, monkeypatch: pytest.Mo
     assert line.startswith("falcon-fast group add: FALCON_SQLITE_PATH: came 'nowhere/other.db'")
 
 
+def test_dev_is_for_the_embedded_directory(ff: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONGODB_URI", "mongodb://root:hunter2@db/")
+    line = ff.fails("serve", "--dev", code=2)
+    assert line.startswith("falcon-fast serve: MONGODB_URI: set, so users and groups come from ")
+    assert "hunter2" not in line
+
+
 def test_memory_and_mongodb_are_no_file(ff: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FALCON_SQLITE_PATH", ":memory:")
     assert ff.fails("group", "list", code=cli.USAGE) == (
