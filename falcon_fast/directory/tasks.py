@@ -1,18 +1,13 @@
-"""Work in the background, and its end."""
+"""Work in the background of a directory, and its end."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Final
+
+from falcon_fast.tasks import end_tasks
 
 __all__ = ["Tasks"]
-
-AGAIN: Final = 0.1
-"""Seconds after which a task that did not heed its end is told again.
-
-A driver may answer a cancellation with an error of its own, which looks like any other failure.
-"""
 
 
 class Tasks:
@@ -28,10 +23,7 @@ class Tasks:
         task.add_done_callback(self._tasks.discard)
 
     async def end(self) -> None:
-        """End everything, and wait until it has ended."""
-        while tasks := set(self._tasks):
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks, timeout=AGAIN)
-            # Those that are done are taken out by their callbacks, in the loop's next turn.
-            await asyncio.sleep(0)
+        """End everything, also what is begun meanwhile, and wait until it has ended."""
+        while tasks := list(self._tasks):
+            await end_tasks(tasks)
+            self._tasks.difference_update(tasks)

@@ -51,6 +51,7 @@ def test_list_names_every_scenario() -> None:
         "stalled",
         "presence",
         "bus",
+        "groups",
     ]
 
 
@@ -97,6 +98,17 @@ def test_quick_deflate_counts_one_compression_a_message(tmp_path: Path) -> None:
         octets = figure["bytes_per_delivery"]["median"]
         assert octets < 450 if name.startswith("deflated") else 1024 <= octets < 1200
     assert "Compression: median" in done.stdout
+
+
+def test_quick_groups_counts_the_questions_to_the_database(tmp_path: Path) -> None:
+    done = benchmarks("run", "groups", "--quick", "--results", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "groups.json").read_text())
+    (storm,) = result["figures"]["storms"].values()
+    # Sixty clients within half a second: more than one question, and far fewer than clients.
+    assert 1 < storm["questions"]["median"] <= 20
+    assert 0.4 < storm["seconds"]["median"] < 15
+    assert [target["at_most"] for target in result["targets"]] == [15.0, 200.0]
 
 
 def test_unknown_scenario_is_refused_with_the_choices() -> None:

@@ -15,6 +15,7 @@ from benchmarks.macro.scenarios import (
     density,
     echo,
     fanout,
+    groups,
     idle,
     large,
     presence,
@@ -51,5 +52,6 @@ ALL = {
         Scenario("stalled", stalled.QUESTION, stalled.run),
         Scenario("presence", presence.QUESTION, presence.run),
         Scenario("bus", bus.QUESTION, bus.run),
+        Scenario("groups", groups.QUESTION, groups.run),
     )
 }
