@@ -104,6 +104,7 @@ class _Question:
     waits_for: set[str]
     done: asyncio.Future[None]
     answers: dict[str, Json] = field(default_factory=dict)
+    on_answer: Callable[[str, Json], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +237,11 @@ class Cluster:
         return tuple(self._peers.values())
 
     @property
+    def connections(self) -> int:
+        """How many connections this process holds."""
+        return self._connections()
+
+    @property
     def nodes(self) -> int:
         """How many nodes there are, this one included."""
         return len({self.node_id, *(peer.node_id for peer in self._peers.values())})
@@ -276,7 +282,12 @@ class Cluster:
             log.debug("not told: %s", what)
 
     async def ask(
-        self, what: str, args: Json, *, process_ids: Iterable[str] | None = None
+        self,
+        what: str,
+        args: Json,
+        *,
+        process_ids: Iterable[str] | None = None,
+        on_answer: Callable[[str, Json], None] | None = None,
     ) -> Answers:
         """Ask other processes, and wait for all that are awake, for `ASK_TIMEOUT` at most.
 
@@ -284,11 +295,14 @@ class Cluster:
             what: the kind of question.
             args: the question.
             process_ids: whom to ask; all the others if not given. One that is not there is missing.
+            on_answer: called with (who, what) for each answer as soon as it comes: what a process
+                tells after its answer is heard after it, and must not be undone by it.
         """
         wanted = set(self._peers) if process_ids is None else set(process_ids)
         awake = wanted & self._awake()
         ident = new_id()
         question = self._question(ident, awake)
+        question.on_answer = on_answer
         message: Json = {"op": "ask", "id": ident, "what": what, "args": args}
         try:
             if process_ids is None and awake:
@@ -398,6 +412,8 @@ class Cluster:
                     question.answers[process_id] = {"n": integer(message, "n")}
                 elif isinstance(answer := message.get("answer"), dict):
                     question.answers[process_id] = answer
+                    if question.on_answer is not None:
+                        question.on_answer(process_id, answer)
                 self._tick_off(question, process_id)
         elif operation == "tell":
             listener = self._listeners.get(text(message, "what"))

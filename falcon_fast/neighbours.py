@@ -149,29 +149,29 @@ class Neighbours:
     # ------------------------------------------------------------------------ asking the others
 
     async def _ask_counts(
-        self, names: list[str], process_id: str | None = None, *, tell: bool = False
+        self, names: list[str], whom: list[str] | None = None, *, tell: bool = False
     ) -> None:
-        whom = None if process_id is None else [process_id]
         for batch in _batches(names):
-            answers = await self._cluster.ask("counts", {"rooms": batch}, process_ids=whom)
-            for process, answer in answers.by_process.items():
+
+            def take(process: str, answer: Json, batch: list[str] = batch) -> None:
                 counts = answer.get("rooms")
                 if isinstance(counts, dict):
                     known = {name: integer(counts, name) for name in batch if name in counts}
                     self._host.rooms.set_elsewhere(process, batch, known, tell=tell)
 
+            await self._cluster.ask("counts", {"rooms": batch}, process_ids=whom, on_answer=take)
+
     async def _ask_present(
-        self, users: list[str], process_id: str | None = None, *, is_news: bool = False
+        self, users: list[str], whom: list[str] | None = None, *, is_news: bool = False
     ) -> None:
         """Ask where users are; it is news unless somebody begins to watch them just now."""
         presence = self._host.presence
-        whom = None if process_id is None else [process_id]
         for batch in _batches(users):
-            answers = await self._cluster.ask("present", {"users": batch}, process_ids=whom)
-            for process, answer in answers.by_process.items():
+
+            def take(process: str, answer: Json, batch: list[str] = batch) -> None:
                 found = answer.get("users")
                 if not isinstance(found, dict):
-                    continue
+                    return
                 for user in batch:
                     rooms = frozenset(texts(found[user])) if user in found else None
                     if rooms is not None and is_news:
@@ -179,13 +179,15 @@ class Neighbours:
                     else:
                         presence.found(user, process, rooms)
 
+            await self._cluster.ask("present", {"users": batch}, process_ids=whom, on_answer=take)
+
     def _came(self, process_id: str) -> None:
         """Another process is there: it may have been before, with members and users."""
-        self._host.spawn(self._look_at(process_id))
+        self._host.spawn(self._look_at([process_id]))
 
-    async def _look_at(self, process_id: str | None) -> None:
-        await self._ask_counts(list(self._host.rooms.names()), process_id, tell=True)
-        await self._ask_present(self._host.presence.watched, process_id, is_news=True)
+    async def _look_at(self, whom: list[str] | None) -> None:
+        await self._ask_counts(list(self._host.rooms.names()), whom, tell=True)
+        await self._ask_present(self._host.presence.watched, whom, is_news=True)
 
     def _went(self, process_id: str) -> None:
         self._host.rooms.forget_process(process_id)
@@ -203,8 +205,13 @@ class Neighbours:
         losses, self._losses = self._losses, []
         self._host.resync(losses)
         senders = {loss.node_id for loss in losses}
-        for sender in [None] if None in senders else senders:
-            self._host.spawn(self._look_at(sender))
+        if None in senders:
+            self._host.spawn(self._look_at(None))
+            return
+        peers = self._cluster.peers
+        whom = [peer.process_id for peer in peers if peer.node_id in senders]
+        if whom:
+            self._host.spawn(self._look_at(whom))
 
     # -------------------------------------------------------------- messages to one who is away
 

@@ -65,6 +65,17 @@ async def test_a_message_reaches_every_member_once(nodes: Nodes) -> None:
     assert cat.take() == []
 
 
+async def test_an_answer_undoes_nothing_that_was_told_after_it(nodes: Nodes) -> None:
+    silent = nodes[2].gateway.node_id
+    nodes.board.lose = lambda sender, receiver: sender == silent
+    ann = await nodes.connect(0, "ann", FLEET)  # asks, and waits for the silent one
+    await nodes.connect(1, "bob", FLEET)
+    await asyncio.sleep(ASK_TIMEOUT + 0.1)
+    ann.take()
+    await nodes.connect(0, "cat", FLEET)
+    assert [told["member_count"] for told in updates(ann)] == [3]
+
+
 async def test_members_elsewhere_are_counted(nodes: Nodes) -> None:
     ann = await nodes.connect(0, "ann", FLEET)
     bob = await nodes.connect(1, "bob", FLEET)
