@@ -145,6 +145,10 @@ class Child:
                 continue  # it has ended just now
         return total
 
+    def cpu_by_process(self) -> dict[int, float]:
+        """CPU time used so far by the program itself, which comes first, and by each child."""
+        return {pid: cpu_seconds(pid) for pid in process_tree(self._process.pid)}
+
     def resident_bytes(self) -> int:
         """Resident memory now, child processes included."""
         return sum(resident_bytes(pid) for pid in process_tree(self._process.pid))

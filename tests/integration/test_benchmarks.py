@@ -52,6 +52,7 @@ def test_list_names_every_scenario() -> None:
         "presence",
         "bus",
         "groups",
+        "workers",
     ]
 
 

@@ -23,6 +23,7 @@ from benchmarks.macro.scenarios import (
     stalled,
     storm,
     upgrades,
+    workers,
 )
 
 
@@ -53,5 +54,6 @@ ALL = {
         Scenario("presence", presence.QUESTION, presence.run),
         Scenario("bus", bus.QUESTION, bus.run),
         Scenario("groups", groups.QUESTION, groups.run),
+        Scenario("workers", workers.QUESTION, workers.run),
     )
 }
