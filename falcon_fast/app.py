@@ -12,41 +12,31 @@ import gc
 import hmac
 import logging
 import os
-import random
 import signal
-import ssl
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from dataclasses import dataclass, replace
 
 from falcon_fast import demo
 from falcon_fast.admin.app import AdminServer, start_admin
 from falcon_fast.admin.security import Gatekeeper
-from falcon_fast.auth import TokenVerifier
+from falcon_fast.bus.hub import Hub
 from falcon_fast.bus.memory import MemoryBus
+from falcon_fast.bus.node_registry import NodeCounts
 from falcon_fast.bus.redis import RedisBus
-from falcon_fast.bus.redis_address import RedisAddress, close_client
+from falcon_fast.bus.redis_address import RedisAddress
 from falcon_fast.bus.redis_registry import RedisRegistry
 from falcon_fast.clock import Clock, SystemClock
 from falcon_fast.directory import Directory
 from falcon_fast.directory.sqlite import SqliteDirectory
-from falcon_fast.directory.sqlite_store import MEMORY
 from falcon_fast.errors import FalconError, SettingsError
 from falcon_fast.gateway import Gateway
 from falcon_fast.identity import new_id
-from falcon_fast.jwks import KeySetFetcher
-from falcon_fast.keys import KeySet, keys_of
 from falcon_fast.logs import set_up_logging
 from falcon_fast.metrics import Metrics
-from falcon_fast.redis_url import Topology, parse_redis_url
-from falcon_fast.revocation import Revocations
-from falcon_fast.revocations import RevocationStore
-from falcon_fast.revocations.memory import MemoryRevocations
-from falcon_fast.revocations.redis import Connection, RedisRevocations
-from falcon_fast.revocations.sqlite import SqliteRevocations
-from falcon_fast.revoker import Revoker
+from falcon_fast.process import Place, build, loop_factory, loop_name, secrets_of, workers_problem
 from falcon_fast.service import Service
 from falcon_fast.settings import Settings
+from falcon_fast.workers import Reservation, Workers
 
 __all__ = ["Falcon", "Server", "run", "running"]
 
@@ -58,6 +48,7 @@ class Server:
     """A running server: what stands behind the two listeners.
 
     Attributes:
+        workers: the other processes of the node, if it has several.
         embedded: the directory, where it is the embedded one: the only one that may be written.
     """
 
@@ -69,6 +60,7 @@ class Server:
     service: Service
     metrics: Metrics
     admin: AdminServer
+    workers: Workers | None
 
 
 class Falcon:
@@ -154,56 +146,36 @@ async def running(
     """
     refuse_unsupported(settings)
     clock = clock or SystemClock()
-    keys = keys_of(settings)
     async with contextlib.AsyncExitStack() as stack:
-        embedded: SqliteDirectory | None = None
-        directory: Directory
-        if settings.mongodb_uri is None:
-            directory = embedded = SqliteDirectory(settings.sqlite_path)
-        else:
-            directory = _mongodb(settings, settings.mongodb_uri, clock)
-        await directory.start()
-        stack.push_async_callback(directory.close)
-        if isinstance(keys, KeySet) and settings.jwt_jwks_url is not None:
-            fetcher = KeySetFetcher(settings.jwt_jwks_url, keys)
-            await fetcher.start()
-            stack.push_async_callback(fetcher.close)
         node_id = new_id()
         bus, registry = bus_of(settings, node_id=node_id, clock=clock)
-        revocations = Revocations()
-        gateway = Gateway(
-            settings,
-            clock=clock,
-            bus=bus,
-            directory=directory,
-            verifier=TokenVerifier(
-                keys,
-                issuer=settings.jwt_issuer,
-                audience=settings.jwt_audience,
-                max_lifetime=settings.jwt_max_lifetime,
-                clock=clock,
-                revocations=revocations,
-            ),
-            tls=tls_context(settings),
-            epoll=epoll,
-            alone=registry is None,
-            registry=registry,
-            node_id=node_id,
-        )
-        stack.push_async_callback(gateway.close)
-        revoker = Revoker(
-            revocations,
-            revocation_store(settings, stack),
-            clock=clock,
-            max_lifetime=settings.jwt_max_lifetime,
-            on_revoked=gateway.close_revoked,
-        )
-        stack.push_async_callback(revoker.close)
-        await revoker.start()
+        place = Place(bus=bus, alone=registry is None, node_id=node_id, registry=registry)
+        workers: Workers | None = None
+        counts: NodeCounts | None = None
+        if settings.workers > 1:
+            with _binding(settings.host, settings.port):
+                reservation = Reservation(settings.host, settings.port)
+            stack.callback(reservation.close)
+            settings = replace(settings, port=reservation.port)
+            hub = Hub(bus, node_id=node_id)
+            counts = NodeCounts(hub) if registry is None else None
+            workers = Workers(settings, hub, node_id=node_id, epoll=epoll)
+            place = replace(place, bus=hub, alone=False, listens="nowhere", crew=workers)
+        process = await build(stack, settings, place, clock=clock, epoll=epoll)
+        directory, gateway = process.directory, process.gateway
         with _binding(settings.host, settings.port):
             await gateway.start()
-        service = Service(gateway, directory, revoker)
-        metrics = Metrics(gateway, loop=loop_name())
+        if workers is not None:
+
+            async def bury(process_id: str) -> None:
+                if counts is not None:
+                    counts.forget(process_id)
+                await gateway.bury(process_id)
+
+            stack.push_async_callback(workers.close)
+            await workers.start(gateway, bury)
+        service = Service(gateway, directory, process.revoker)
+        metrics = Metrics(gateway, loop=loop_name(), crew=workers)
         with _binding(settings.admin_host, settings.admin_port):
             admin = await start_admin(
                 service,
@@ -220,16 +192,9 @@ async def running(
                 cursor_key=_derived(settings, b"falcon_fast cursors"),
             )
         stack.push_async_callback(admin.close)
-        yield Server(settings, clock, directory, embedded, gateway, service, metrics, admin)
-
-
-def _mongodb(settings: Settings, uri: str, clock: Clock) -> Directory:
-    # Imported only where it is used: the drivers take longer to import than everything else.
-    from falcon_fast.directory.mongo import MongoDirectory
-    from falcon_fast.directory.mongo_driver import MongoStore
-
-    store = MongoStore(uri, settings.mongo_db, driver=settings.mongo_driver)
-    return MongoDirectory(store, clock=clock)
+        yield Server(
+            settings, clock, directory, process.embedded, gateway, service, metrics, admin, workers
+        )
 
 
 def bus_of(
@@ -266,29 +231,6 @@ def _derived(settings: Settings, purpose: bytes) -> bytes | None:
     return hmac.digest(settings.jwt_secret.encode(), purpose, "sha256")
 
 
-def revocation_store(settings: Settings, stack: contextlib.AsyncExitStack) -> RevocationStore:
-    """Choose where revocations are kept: where all processes of the server find them.
-
-    Args:
-        settings: what to run.
-        stack: closes what is opened for it.
-    """
-    if settings.redis_url is not None:
-        address = RedisAddress(settings.redis_url)
-        client = address.client(max_connections=4)
-        stack.push_async_callback(close_client, client)
-
-        async def connect() -> Connection:
-            # In a cluster every server passes on what is published at any of them.
-            is_cluster = address.url.topology is Topology.CLUSTER
-            return await address.connect(random.choice(address.url.nodes) if is_cluster else None)
-
-        return RedisRevocations(client, connect)
-    if settings.sqlite_path != MEMORY:
-        return SqliteRevocations(settings.sqlite_path)
-    return MemoryRevocations()
-
-
 @contextlib.contextmanager
 def _binding(host: str, port: int) -> Iterator[None]:
     try:
@@ -299,35 +241,10 @@ def _binding(host: str, port: int) -> Iterator[None]:
 
 
 def refuse_unsupported(settings: Settings) -> None:
-    """Stop at a setting that would be ignored: nobody shall believe in a cluster that is none."""
-    problems = []
-    if settings.workers != 1:
-        problems.append(f"FALCON_WORKERS is {settings.workers}, but this version has one worker")
-    if problems:
-        raise SettingsError(problems)
-
-
-def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """Load the certificate of the public listener; None without one.
-
-    Raises:
-        SettingsError: the files cannot be used.
-    """
-    if settings.tls_cert is None or settings.tls_key is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        # With a password given, OpenSSL does not stop to ask for one on the terminal.
-        context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")
-    except (OSError, ssl.SSLError) as error:
-        raise SettingsError(
-            [
-                f"FALCON_TLS_CERT and FALCON_TLS_KEY: expected a certificate chain and its key in "
-                f"PEM, got {settings.tls_cert!r} and {settings.tls_key!r}: {error}"
-            ]
-        ) from error
-    return context
+    """Stop at a setting that asks for what this system cannot do."""
+    problem = workers_problem(settings)
+    if problem is not None:
+        raise SettingsError([problem])
 
 
 def run(settings: Settings, *, dev: bool) -> int:
@@ -346,7 +263,7 @@ def run(settings: Settings, *, dev: bool) -> int:
     set_up_logging(
         log_format=settings.log_format, debug=settings.debug, secrets=secrets_of(settings)
     )
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_serve(settings, dev=dev))
 
 
@@ -374,14 +291,18 @@ async def _serve(settings: Settings, *, dev: bool) -> int:
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
-        received = await signals.get()
-        log.info(
-            "draining",
-            extra={
-                "signal": signal.Signals(received).name,
-                "connections": server.gateway.core.count,
-            },
-        )
+        code = 0
+        end = asyncio.ensure_future(signals.get())
+        gave_up = asyncio.ensure_future(_gave_up(server.workers))
+        await asyncio.wait({end, gave_up}, return_when=asyncio.FIRST_COMPLETED)
+        fields: dict[str, object] = {"connections": server.gateway.statistics().active_connections}
+        if end.done():
+            fields["signal"] = signal.Signals(end.result()).name
+        else:
+            fields["reason"], code = "workers die again and again", 1
+        for task in (end, gave_up):
+            task.cancel()
+        log.info("draining", extra=fields)
         drain = asyncio.ensure_future(server.gateway.drain())
         again = asyncio.ensure_future(signals.get())
         await asyncio.wait({drain, again}, return_when=asyncio.FIRST_COMPLETED)
@@ -390,35 +311,9 @@ async def _serve(settings: Settings, *, dev: bool) -> int:
         ended, _ = await asyncio.gather(drain, again, return_exceptions=True)
         if isinstance(ended, Exception):
             log.error("the drain failed", exc_info=ended)
-    return 0
+    return code
 
 
-def secrets_of(settings: Settings) -> set[str]:
-    """List the texts of the settings that no log line may contain, in each way they are written."""
-    secrets = {settings.jwt_secret}
-    if settings.jwt_secret_previous is not None:
-        secrets.add(settings.jwt_secret_previous)
-    for uri in (settings.mongodb_uri, settings.redis_url):
-        if uri is not None:
-            # A URI may be too broken to be taken apart; it is a secret as a whole then.
-            secrets.add(uri)
-            with contextlib.suppress(ValueError):
-                password = urlsplit(uri).password or ""
-                secrets |= {password, unquote(password)}
-    if settings.redis_url is not None:
-        with contextlib.suppress(ValueError):
-            secrets |= parse_redis_url(settings.redis_url).secrets
-    return secrets
-
-
-def loop_name() -> str:
-    """Return the package that the running event loop is from: `asyncio` or `uvloop`."""
-    return type(asyncio.get_running_loop()).__module__.partition(".")[0]
-
-
-def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
-    if os.name != "posix":
-        return None
-    import uvloop
-
-    return uvloop.Loop
+async def _gave_up(workers: Workers | None) -> None:
+    """Wait until the workers of the node have been given up, if it has some."""
+    await (asyncio.Event() if workers is None else workers.gave_up).wait()

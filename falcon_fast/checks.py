@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from falcon_fast._version import __version__
 from falcon_fast.bus.redis_facts import facts
 from falcon_fast.directory.sqlite_store import MEMORY, SqliteStore
 from falcon_fast.errors import DirectoryUnavailable, FalconError, KeysUnavailable
 from falcon_fast.jwks import fetch
 from falcon_fast.keys import KeySet, PinnedKeys, keys_of
+from falcon_fast.process import workers_problem
 from falcon_fast.settings import Settings
 
 __all__ = ["Result", "results"]
@@ -51,6 +51,7 @@ def results(settings: Settings) -> Iterator[Result]:
     else:
         yield from _mongodb(settings, settings.mongodb_uri)
     yield _tried("other nodes", _bus, settings)
+    yield _tried("processes", _processes, settings)
     yield _tried("certificate", _certificate, settings)
     yield _tried(
         "public port", lambda given: _port("FALCON_PORT", given.host, given.port), settings
@@ -158,12 +159,20 @@ def _bus(settings: Settings) -> str:
                 f"{found.version or 'a server that does not say its version'}"
             )
         return f"Redis {found.version} answers; messages are {settings.bus_routing}"
-    if settings.workers > 1:
-        raise _Problem(
-            f"FALCON_WORKERS is {settings.workers}, but falcon_fast {__version__} runs as a "
-            "single process; set it to 1"
-        )
-    return "none: a single node in a single process"
+    return "none: this is the only node"
+
+
+def _processes(settings: Settings) -> str:
+    problem = workers_problem(settings)
+    if problem is not None:
+        raise _Problem(problem)
+    if settings.workers == 1:
+        return "one"
+    cores = os.cpu_count() or 1
+    text = f"a node process and {settings.workers} workers on {cores} cores"
+    if settings.workers > cores:
+        raise _Problem(f"{text}; more workers than cores share what there is; set FALCON_WORKERS")
+    return text
 
 
 def _certificate(settings: Settings) -> str:

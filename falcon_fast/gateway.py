@@ -13,9 +13,9 @@ import random
 import ssl
 from collections import Counter
 from collections.abc import Awaitable, Collection, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
-from typing import Final
+from typing import Final, Literal, Protocol, TypeAlias
 
 import orjson
 
@@ -40,11 +40,18 @@ from falcon_fast.revocation import Revocation
 from falcon_fast.rooms import Joined, Rooms, group_room, user_room
 from falcon_fast.session import Session, State
 from falcon_fast.settings import MAX_SLOTS, Settings
-from falcon_fast.statistics import Health, Histogram, Statistics, status_document
+from falcon_fast.statistics import (
+    Health,
+    Histogram,
+    Share,
+    Statistics,
+    status_document,
+    worst,
+)
 from falcon_fast.throttle import Throttle
 from falcon_fast.upgrade import Listener, adopt, listen, plain_answer, server_port
 
-__all__ = ["Gateway"]
+__all__ = ["Crew", "Gateway", "Listens"]
 
 ADMISSION_TIMEOUT: Final = 5.0
 """Seconds the directory has before a client is told that its rooms are pending."""
@@ -71,7 +78,7 @@ DRAIN_STEP: Final = 0.1
 """Seconds between two batches of closes."""
 
 DRAIN_RATE: Final = 1000.0
-"""Connections closed a second when time allows, so that the other nodes are not stormed."""
+"""Connections that a node closes a second when time allows, so that others are not stormed."""
 
 SWEEP_BATCH: Final = 512
 """Connections looked at for revoked tokens before the loop gets its turn."""
@@ -115,8 +122,25 @@ class Sent:
     strangers: tuple[str, ...] = ()
 
 
+Listens: TypeAlias = Literal["alone", "shared", "nowhere"]
+"""Whether a gateway has a port of its own, shares it with siblings, or accepts nobody."""
+
+
+class Crew(Protocol):
+    """The other processes of this node, for a gateway whose node has several."""
+
+    def share(self) -> Share:
+        """Return what is known of them."""
+
+    async def drain(self) -> None:
+        """Have those drained that this process answers for."""
+
+
 class Gateway:
     """One listening server and everybody connected to it.
+
+    In a node of several processes each has a gateway: those of workers share the port, that of the
+    node process accepts nobody and speaks for all.
 
     Args:
         settings: limits and addresses.
@@ -130,6 +154,8 @@ class Gateway:
         registry: where it is written down who is connected where, if there are other nodes.
         node_id: by which the bus knows this node; made up if there are no others.
         process_id: of this process, if its node has several.
+        listens: how clients reach it.
+        crew: the other processes of the node, if it has several.
 
     Attributes:
         cluster: the other processes.
@@ -152,6 +178,8 @@ class Gateway:
         registry: Registry | None = None,
         node_id: str | None = None,
         process_id: str | None = None,
+        listens: Listens = "alone",
+        crew: Crew | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.cluster = Cluster(
@@ -242,6 +270,8 @@ class Gateway:
         self._server: Listener | None = None
         self._counting: asyncio.TimerHandle | None = None
         self._alone = alone
+        self._listens = listens
+        self._crew = crew
         self._draining = False
         self._is_announcing = False
         self._closed = False
@@ -266,18 +296,22 @@ class Gateway:
             self._registrar.start()
         self._driver.start()
         self._count_rooms()
-        self._server = await listen(
-            self,
-            host=self._settings.host,
-            port=self._settings.port,
-            tls=self._tls,
-            adopts=self.core.epoll_fd >= 0,
-            greets=True,
-        )
+        if self._listens != "nowhere":
+            self._server = await listen(
+                self,
+                host=self._settings.host,
+                port=self._settings.port,
+                tls=self._tls,
+                reuse_port=self._listens == "shared",
+                adopts=self.core.epoll_fd >= 0,
+                greets=True,
+            )
 
     @property
     def port(self) -> int:
-        """The port it listens on."""
+        """The port that clients connect to."""
+        if self._listens == "nowhere":
+            return self._settings.port
         if self._server is None:
             raise RuntimeError("the gateway is not listening")
         return server_port(self._server)
@@ -298,11 +332,13 @@ class Gateway:
         node at once, and within the drain timeout. Returns when all are gone or time is up.
         """
         self._draining = True
+        if self._crew is not None:
+            await self._crew.drain()
         leaving = self.core.owners()
         random.shuffle(leaving)
         # A fifth of the time is kept for Close frames to be answered.
         budget = self._settings.drain_timeout * 0.8
-        spread = min(budget, len(leaving) / DRAIN_RATE)
+        spread = min(budget, len(leaving) * self._settings.workers / DRAIN_RATE)
         steps = max(1, round(spread / DRAIN_STEP))
         for step in range(steps):
             for session in leaving[step::steps]:
@@ -369,17 +405,30 @@ class Gateway:
             return plain_answer(
                 "200 OK", orjson.dumps(self.status()), content_type="application/json"
             )
-        if endpoint.name == "readyz" and self._draining:
-            return plain_answer("503 Service Unavailable", b"draining\n")
-        if endpoint.name == "readyz" and not self._directory.is_available:
-            return plain_answer("503 Service Unavailable", b"users and groups are unavailable\n")
-        if endpoint.name == "readyz" and not self._bus.is_available:
-            return plain_answer("503 Service Unavailable", b"other nodes are out of reach\n")
-        if endpoint.name == "readyz" and not self._verifier.is_ready:
-            return plain_answer("503 Service Unavailable", b"there are no keys for tokens yet\n")
-        if endpoint.name == "readyz" and not self._verifier.revocations.is_complete:
-            return plain_answer("503 Service Unavailable", b"revoked tokens are not known yet\n")
+        if endpoint.name == "readyz" and (problem := self.problem) is not None:
+            return plain_answer("503 Service Unavailable", f"{problem}\n".encode())
         return plain_answer("200 OK", b"ready\n" if endpoint.name == "readyz" else b"ok\n")
+
+    @property
+    def own_problem(self) -> str | None:
+        """Why this process would turn away who connects now; None if it would not."""
+        if self._draining:
+            return "draining"
+        if not self._directory.is_available:
+            return "users and groups are unavailable"
+        if not self._bus.is_available:
+            return "other nodes are out of reach"
+        if not self._verifier.is_ready:
+            return "there are no keys for tokens yet"
+        if not self._verifier.revocations.is_complete:
+            return "revoked tokens are not known yet"
+        return None
+
+    @property
+    def problem(self) -> str | None:
+        """Why the node is not ready; None if it is."""
+        own = self.own_problem
+        return own if own is not None or self._crew is None else self._crew.share().problem
 
     def refused(self, refuse: Refuse) -> None:
         """See `upgrade.Door`."""
@@ -557,6 +606,12 @@ class Gateway:
         if self._registrar is not None:
             self._registrar.changed(session)
             self._registrar.room_changed(name)
+
+    async def bury(self, process_id: str) -> None:
+        """Let everybody know that a worker of this node is dead, and clear up after it."""
+        self.cluster.bury(process_id)
+        if self._registrar is not None:
+            await self._registrar.bury(process_id)
 
     async def _evict(self, connection_id: str) -> None:
         session = self.find(connection_id)
@@ -1035,12 +1090,18 @@ class Gateway:
     # ---------------------------------------------------------------------------------- status
 
     @property
-    def health(self) -> Health:
-        """How the node is."""
+    def own_health(self) -> Health:
+        """How this process is."""
         if self._draining:
             return "unhealthy"
         is_whole = self._directory.is_available and self._bus.is_available and not self._pending
         return "healthy" if is_whole else "degraded"
+
+    @property
+    def health(self) -> Health:
+        """How the node is."""
+        own = self.own_health
+        return own if self._crew is None else worst(own, self._crew.share().health)
 
     @property
     def bus_statistics(self) -> BusStatistics:
@@ -1072,8 +1133,8 @@ class Gateway:
         """How late the event loop was, in seconds."""
         return self._driver.lag
 
-    def statistics(self) -> Statistics:
-        """Return what the node has done so far."""
+    def own_statistics(self) -> Statistics:
+        """Return what this process has done so far."""
         bus = self._bus.statistics()
         taken = bus.received - bus.ignored - bus.refused
         return Statistics(
@@ -1084,6 +1145,22 @@ class Gateway:
             messages_broadcast=self.core.deliveries,
             last_connection_time=self._last_connection,
         )
+
+    def statistics(self) -> Statistics:
+        """Return what the node has done so far."""
+        own = self.own_statistics()
+        if self._crew is None:
+            return own
+        whole = own + self._crew.share().statistics
+        return replace(whole, total_rooms=sum(self.room_counts()))
+
+    def room_counts(self) -> tuple[int, int]:
+        """Return how many personal rooms and how many others have members in this node."""
+        if self._crew is not None:
+            share = self._crew.share()
+            return share.personal_rooms, share.group_rooms
+        personal = self.rooms.count("personal")
+        return personal, len(self.rooms) - personal
 
     def status(self) -> dict[str, object]:
         """Return what `GET /websocket/status` answers."""

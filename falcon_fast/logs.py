@@ -129,6 +129,19 @@ class Sampler(logging.Filter):
         return True
 
 
+class _Signature(logging.Filter):
+    """Says in each line which process wrote it."""
+
+    def __init__(self, process_id: str) -> None:
+        super().__init__()
+        self._process_id = process_id
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not hasattr(record, "process_id"):
+            record.process_id = self._process_id
+        return True
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line, in ASCII: `time`, `level`, `logger`, `message`, then the fields."""
 
@@ -183,6 +196,7 @@ def set_up_logging(
     debug: bool = False,
     secrets: Iterable[str] = (),
     stream: TextIO | None = None,
+    process_id: str | None = None,
 ) -> None:
     """Send all log lines of the process to one stream; does nothing where that is set up already.
 
@@ -192,6 +206,7 @@ def set_up_logging(
             stay at INFO: some write down whole requests or commands at DEBUG.
         secrets: texts to be taken out wherever they appear.
         stream: stderr by default.
+        process_id: put into every line, for a process whose siblings write to the same stream.
     """
     stream = sys.stderr if stream is None else stream
     if log_format == "auto":
@@ -202,6 +217,8 @@ def set_up_logging(
         JsonFormatter(redact) if log_format == "json" else ConsoleFormatter(redact)
     )
     handler.addFilter(Sampler())
+    if process_id is not None:
+        handler.addFilter(_Signature(process_id))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger(OUR_LOGGERS).setLevel(logging.DEBUG if debug else logging.NOTSET)
     # One line a request tells an operator nothing that the proxy in front does not.

@@ -1,5 +1,8 @@
 """Prometheus metrics: read from the counters of a node when somebody scrapes, and not before.
 
+In a node of several processes each reads its own, once a second for the node process, which adds
+them up: counters and histograms always, gauges where a sum means something.
+
 Nothing on the way of a message knows of metrics. The core and the gateway count what they do in
 plain integers; a scrape reads these once and writes them down in Prometheus' text format. What each
 metric means, and what to ask of it, is in docs/reference/metrics.md.
@@ -8,8 +11,9 @@ metric means, and what to ask of it, is in docs/reference/metrics.md.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeAlias
 
 from prometheus_client import (
     CONTENT_TYPE_PLAIN_0_0_4,
@@ -30,11 +34,76 @@ from falcon_fast._version import __version__
 from falcon_fast.codes import CloseReason
 from falcon_fast.gateway import Gateway
 
-__all__ = ["Metrics"]
+__all__ = ["Crew", "Figures", "Metrics", "add_figures", "lasting"]
 
 _MICROSECONDS: Final = 1_000_000
 """A second has so many."""
 _HEALTH: Final = ("healthy", "degraded", "unhealthy")
+
+_SUMMED_GAUGES: Final = frozenset(
+    {
+        "falcon_compressing_connections",
+        "falcon_connections",
+        "falcon_handshakes_in_progress",
+        "falcon_queue_bytes",
+        "falcon_queued_connections",
+        "process_open_fds",
+        "process_resident_memory_bytes",
+        "process_virtual_memory_bytes",
+    }
+)
+"""Gauges of which a node has as much as its processes together; others are the node process's."""
+
+Sample: TypeAlias = tuple[str, dict[str, str], float]
+Figures: TypeAlias = dict[str, list[Sample]]
+"""Samples by metric: (name, labels, value)."""
+
+
+class Crew(Protocol):
+    """The workers of a node, as its metrics see them."""
+
+    @property
+    def workers_up(self) -> int:
+        """How many serve clients now."""
+
+    @property
+    def worker_restarts(self) -> int:
+        """How often one was started again."""
+
+    def figures(self) -> Figures:
+        """Return the sums of what all workers have read, also those that have ended."""
+
+
+def add_figures(total: Figures, figures: Mapping[str, Iterable[Sample]]) -> None:
+    """Add what one process has read to a sum."""
+    for metric, samples in figures.items():
+        mine = total.setdefault(metric, [])
+        places = {_key(name, labels): place for place, (name, labels, _) in enumerate(mine)}
+        for name, labels, value in samples:
+            place = places.get(_key(name, labels))
+            if place is None:
+                mine.append((name, labels, value))
+            else:
+                mine[place] = (name, labels, mine[place][2] + value)
+
+
+def lasting(figures: Figures) -> Figures:
+    """Return what is left of the figures of a process that has ended: all but gauges."""
+    return {metric: rows for metric, rows in figures.items() if metric not in _SUMMED_GAUGES}
+
+
+def _key(name: str, labels: Mapping[str, str]) -> tuple[str, tuple[tuple[str, str], ...]]:
+    return name, tuple(sorted(labels.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Families:
+    """As much of a registry as is needed to write metrics down."""
+
+    families: tuple[Metric, ...]
+
+    def collect(self) -> Iterable[Metric]:
+        return self.families
 
 
 class Metrics:
@@ -46,16 +115,57 @@ class Metrics:
     Args:
         gateway: the node.
         loop: the event loop's kind, as `asyncio` or `uvloop`.
+        crew: the workers, for a node process that has some.
     """
 
-    def __init__(self, gateway: Gateway, *, loop: str) -> None:
+    def __init__(self, gateway: Gateway, *, loop: str, crew: Crew | None = None) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Node(gateway, loop))
         ProcessCollector(registry=self._registry)
+        self._crew = crew
 
     def render(self) -> tuple[bytes, str]:
         """Return the metrics in Prometheus' text format, and its content type."""
-        return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
+        families = list(self._registry.collect())
+        if self._crew is not None:
+            figures = self._crew.figures()
+            for family in families:
+                if _is_summed(family):
+                    total: Figures = {}
+                    add_figures(total, {family.name: _samples(family)})
+                    add_figures(total, {family.name: figures.get(family.name, [])})
+                    family.samples = []
+                    for sample in total[family.name]:
+                        family.add_sample(*sample)
+            families += _workers(self._crew)
+        # It asks nothing of a registry but to collect.
+        text = generate_latest(_Families(tuple(families)))
+        return text, CONTENT_TYPE_PLAIN_0_0_4
+
+    def figures(self) -> Figures:
+        """Return what a worker tells its node process of itself."""
+        return {
+            family.name: _samples(family)
+            for family in self._registry.collect()
+            if _is_summed(family)
+        }
+
+
+def _is_summed(family: Metric) -> bool:
+    return family.type in {"counter", "histogram"} or family.name in _SUMMED_GAUGES
+
+
+def _samples(family: Metric) -> list[Sample]:
+    return [(one.name, dict(one.labels), one.value) for one in family.samples]
+
+
+def _workers(crew: Crew) -> Iterator[Metric]:
+    yield GaugeMetricFamily("falcon_workers", "Workers that serve clients.", crew.workers_up)
+    yield CounterMetricFamily(
+        "falcon_worker_restarts",
+        "Workers that were started again after one had died.",
+        crew.worker_restarts,
+    )
 
 
 class _Node(Collector):
@@ -97,7 +207,7 @@ class _Node(Collector):
 
     def _connections(self) -> Iterator[Metric]:
         gateway = self._gateway
-        statistics = gateway.statistics()
+        statistics = gateway.own_statistics()
         yield GaugeMetricFamily(
             "falcon_connections", "Connections now.", statistics.active_connections
         )
@@ -130,13 +240,12 @@ class _Node(Collector):
         )
 
     def _rooms(self) -> Iterator[Metric]:
-        rooms = self._gateway.rooms
+        personal, groups = self._gateway.room_counts()
         family = GaugeMetricFamily(
             "falcon_rooms", "Rooms with at least one member, by type.", labels=["type"]
         )
-        personal = rooms.count("personal")
         family.add_metric(["personal"], personal)
-        family.add_metric(["group"], len(rooms) - personal)
+        family.add_metric(["group"], groups)
         yield family
 
     def _traffic(self) -> Iterator[Metric]:

@@ -35,6 +35,9 @@ __all__ = ["Registrar"]
 FLUSH: Final = 1.0
 """Seconds in which changes are gathered before they are written."""
 
+FLUSH_GONE: Final = 0.05
+"""Seconds in which connections that have ended are gathered: they make room for their users'."""
+
 REFRESH: Final = 1200.0
 """Seconds after which everything has been written again; the shortest entry lapses after 3600."""
 
@@ -96,6 +99,7 @@ class Registrar:
         self._gone: dict[str, str] = {}  # connection id -> user id
         self._changed_rooms: dict[str, None] = {}
         self._known_rooms: dict[str, RoomEntry] = {}  # as last written, for what is left of them
+        self._dropping: asyncio.Task[None] | None = None
         self._is_stale = True  # nothing is written yet, or maybe not everything
         self._is_failing = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -108,7 +112,8 @@ class Registrar:
 
     async def close(self) -> None:
         """Remove this node and all it has written, if the store answers, and stop."""
-        await end_tasks((*self._tasks, *([self._claiming] if self._claiming else [])))
+        more = [task for task in (self._claiming, self._dropping) if task is not None]
+        await end_tasks((*self._tasks, *more))
         self._tasks.clear()
         for _, answer in self._claims:
             answer.cancel()
@@ -182,6 +187,9 @@ class Registrar:
         """A connection is closed."""
         self._changed.pop(session.id, None)
         self._gone[session.id] = session.identity.user_id
+        if self._dropping is None and not self._is_failing:
+            loop = asyncio.get_running_loop()
+            self._dropping = loop.create_task(self._drop_soon())
 
     @property
     def is_available(self) -> bool:
@@ -202,13 +210,22 @@ class Registrar:
             except BusUnavailable:
                 self._fail()
 
+    async def _drop_soon(self) -> None:
+        await asyncio.sleep(FLUSH_GONE)
+        self._dropping = None
+        try:
+            await self._drop_gone()
+        except BusUnavailable:
+            self._fail()
+
+    async def _drop_gone(self) -> None:
+        while self._gone:
+            await self._registry.drop(self._cluster.process_id, _take(self._gone))
+
     async def _flush(self) -> None:
-        owner = self._cluster.process_id
         if self._is_stale:
             await self._write_all()
-        while self._gone:
-            gone = _take(self._gone)
-            await self._registry.drop(owner, gone)
+        await self._drop_gone()
         while self._changed:
             sessions = [session for _, session in _take(self._changed)]
             await self._put(sessions)
@@ -306,6 +323,14 @@ class Registrar:
 
     # ------------------------------------------------------------------- the node, and the dead
 
+    async def bury(self, process_id: str) -> None:
+        """Remove what a process of this node had, which has just died."""
+        try:
+            await self._registry.clear(process_id)
+            await self._registry.forget(process_id)
+        except BusUnavailable:
+            log.debug("the registry does not answer; it is cleared up later")
+
     async def _beat_for_ever(self) -> None:
         while True:
             try:
@@ -316,12 +341,13 @@ class Registrar:
 
     async def _beat(self) -> None:
         statistics = self._statistics()
+        here = self._cluster.connections
         owner = self._cluster.process_id
         document = orjson.dumps(
             {
                 "node_id": self._cluster.node_id,
                 "process_id": owner,
-                "connections": statistics.active_connections,
+                "connections": here,
                 "updated_at": rfc3339(self._clock.time()),
             }
         )
@@ -341,7 +367,7 @@ class Registrar:
             )
         peers = self._cluster.peers
         if all(owner <= peer.process_id for peer in peers):
-            connections = sum(peer.connections for peer in peers) + statistics.active_connections
+            connections = sum(peer.connections for peer in peers) + here
             await self._registry.put_statistics(
                 orjson.dumps(
                     {

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from falcon_fast.clock import rfc3339
 
-__all__ = ["Health", "Histogram", "Statistics", "status_document"]
+__all__ = ["Health", "Histogram", "Share", "Statistics", "status_document", "worst"]
 
 Health = Literal["healthy", "degraded", "unhealthy"]
 
@@ -18,6 +18,8 @@ _MESSAGES: Final[dict[Health, str]] = {
     "degraded": "WebSocket module is running; some groups could not be read yet",
     "unhealthy": "WebSocket module is leaving",
 }
+
+_MESSAGES_IN_ORDER: Final = tuple(_MESSAGES)
 
 _CUT_OFF: Final = (
     "WebSocket module is running; other nodes are out of reach, messages stay on this node"
@@ -43,6 +45,42 @@ class Statistics:
     messages_processed: int
     messages_broadcast: int
     last_connection_time: float | None
+
+    def __add__(self, other: Statistics) -> Statistics:
+        """Return the counts of two processes together; a room of both is counted twice."""
+        times = (self.last_connection_time, other.last_connection_time)
+        return Statistics(
+            self.total_connections + other.total_connections,
+            self.active_connections + other.active_connections,
+            self.total_rooms + other.total_rooms,
+            self.messages_processed + other.messages_processed,
+            self.messages_broadcast + other.messages_broadcast,
+            max((time for time in times if time is not None), default=None),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one process of a node needs to know of the others, to speak for the whole node.
+
+    Attributes:
+        statistics: of the others together, and of those that have ended; without their rooms.
+        personal_rooms: with members on any process of the node, this one included.
+        group_rooms: likewise.
+        health: the worst of the others.
+        problem: why one of them would say that the node is not ready; None if none would.
+    """
+
+    statistics: Statistics = Statistics(0, 0, 0, 0, 0, None)
+    personal_rooms: int = 0
+    group_rooms: int = 0
+    health: Health = "healthy"
+    problem: str | None = None
+
+
+def worst(*states: Health) -> Health:
+    """Return the state that is furthest from healthy."""
+    return max(states, key=_MESSAGES_IN_ORDER.index)
 
 
 class Histogram:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -238,19 +238,28 @@ def start_roofline(run: Run, layout: Layout) -> Iterator[Contender]:
 
 @contextmanager
 def start_falcon(
-    run: Run, layout: Layout, name: str = SUBJECT, tree: Path | None = None
+    run: Run,
+    layout: Layout,
+    name: str = SUBJECT,
+    tree: Path | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Iterator[Contender]:
     """Start the real server, on a directory with a user for each connection."""
     with prepared(Population(layout.connections, layout.members)) as ready:
-        yield from _falcon(run, layout, ready, name, tree)
+        yield from _falcon(run, layout, ready, name, tree, {**OPEN_LIMITS, **(settings or {})})
 
 
 def _falcon(
-    run: Run, layout: Layout, ready: Prepared, name: str, tree: Path | None
+    run: Run,
+    layout: Layout,
+    ready: Prepared,
+    name: str,
+    tree: Path | None,
+    settings: Mapping[str, str],
 ) -> Iterator[Contender]:
     clients = Clients(path=PATH, tokens=ready.tokens, rooms=ready.rooms, members=layout.members)
     with (
-        real_server(ready, cores=run.cores.server, settings=OPEN_LIMITS, tree=tree) as server,
+        real_server(ready, cores=run.cores.server, settings=settings, tree=tree) as server,
         Load(server.port, cores=run.cores.client, clients=clients) as load,
     ):
         yield Contender(name, server, load, layout, falcon_message())

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from falcon_fast.app import revocation_store
 from falcon_fast.errors import BusUnavailable
+from falcon_fast.process import revocation_store
 from falcon_fast.revocation import Revocation
 from falcon_fast.revocations import RevocationStore, redis
 from falcon_fast.revocations.redis import NAME

@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import Any, Final, NoReturn, TypeAlias
 
 from falcon_fast.auth import TokenVerifier, issue_token
-from falcon_fast.bus import Target
+from falcon_fast.bus import Bus, Target
 from falcon_fast.bus.memory import MemoryBus
 from falcon_fast.codes import CloseReason
 from falcon_fast.deflate import agree
 from falcon_fast.directory import Directory, Group
 from falcon_fast.errors import BusUnavailable
-from falcon_fast.gateway import Gateway
+from falcon_fast.gateway import Crew, Gateway, Listens
 from falcon_fast.handshake import Accept
 from falcon_fast.identity import Identity, new_id
 from falcon_fast.registry import Registry
@@ -184,6 +184,11 @@ class Node:
         registry: that it shares with them.
         store: where revocations are kept.
         directory: asked instead of the fake one.
+        bus: how messages travel, for a process of a node of several.
+        node_id: of its node then.
+        process_id: its own then.
+        listens: how clients reach it.
+        crew: the other processes of the node.
         changes: of the settings.
 
     Attributes:
@@ -198,6 +203,11 @@ class Node:
         registry: Registry | None = None,
         store: RevocationStore | None = None,
         directory: Directory | None = None,
+        bus: Bus | None = None,
+        node_id: str | None = None,
+        process_id: str | None = None,
+        listens: Listens = "alone",
+        crew: Crew | None = None,
         **changes: Any,  # noqa: ANN401
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -205,19 +215,22 @@ class Node:
         self.settings = replace(settings, **changes)
         self.clock = loop.clock
         self.bus = CutBus()
-        node_id = new_id()
+        node_id = node_id or new_id()
         self.wire = None if board is None else board.plug(node_id)
         self.directory = FakeDirectory()
         self.gateway = Gateway(
             self.settings,
             clock=self.clock,
-            bus=self.wire or self.bus,
+            bus=bus or self.wire or self.bus,
             directory=directory or self.directory,
             verifier=TokenVerifier(SECRET, clock=self.clock),
             epoll=False,
-            alone=self.wire is None,
+            alone=self.wire is None and bus is None,
             registry=registry,
             node_id=node_id,
+            process_id=process_id,
+            listens=listens,
+            crew=crew,
         )
         self.revocations = self.gateway._verifier.revocations
         self.revoker = Revoker(

@@ -25,7 +25,7 @@ class _Listener:
         pass
 
 
-async def _listen(door: object, **_: object) -> _Listener:
+async def listen(door: object, **_: object) -> _Listener:
     return _Listener()
 
 
@@ -47,7 +47,7 @@ class Nodes:
         sharded: bool = False,
         **settings: Any,  # noqa: ANN401
     ) -> None:
-        monkeypatch.setattr(module, "listen", _listen)
+        monkeypatch.setattr(module, "listen", listen)
         loop = asyncio.get_running_loop()
         assert isinstance(loop, FakeTimeLoop)
         self.board = Switchboard(sharded=sharded)

@@ -1,4 +1,4 @@
-"""The assembly: what it refuses to start with, certificates, and the order of start and stop."""
+"""The assembly: what it refuses to start with, and the order of start and stop."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import asyncio
 import dataclasses
 import logging
 import signal
-import ssl
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from falcon_fast import app
+from falcon_fast import app, process
 from falcon_fast.errors import DirectoryUnavailable, FalconError, SettingsError
 from falcon_fast.settings import Settings
-
-from ..support import require
+from falcon_fast.statistics import Statistics
 
 SETTINGS = Settings(
     jwt_secret="a secret of tests that is long enough",
@@ -27,21 +24,6 @@ SETTINGS = Settings(
 )
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Make a certificate and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = str(folder / "cert.pem"), str(folder / "key.pem")
-    subject = ["-x509", "-days", "2", "-subj", "/CN=localhost", "-nodes"]
-    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-    subprocess.run(
-        [require("openssl"), "req", *subject, *curve, "-out", cert, "-keyout", key],
-        check=True,
-        capture_output=True,
-    )
-    return cert, key
-
-
 # --- what it refuses ------------------------------------------------------------------------------
 
 
@@ -49,89 +31,28 @@ def test_nothing_is_wrong_with_the_embedded_defaults() -> None:
     app.refuse_unsupported(SETTINGS)
 
 
-def test_all_that_is_not_there_yet_is_listed_at_once() -> None:
-    settings = dataclasses.replace(SETTINGS, redis_url="redis://:pass@a", workers=3)
+def test_workers_are_for_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = dataclasses.replace(SETTINGS, workers=3)
+    monkeypatch.setattr("falcon_fast.process.sys.platform", "linux")
+    app.refuse_unsupported(settings)
+    monkeypatch.setattr("falcon_fast.process.sys.platform", "darwin")
+    app.refuse_unsupported(SETTINGS)
     with pytest.raises(SettingsError) as caught:
         app.refuse_unsupported(settings)
-    assert caught.value.problems == ("FALCON_WORKERS is 3, but this version has one worker",)
-    assert "pass@" not in str(caught.value)
+    (problem,) = caught.value.problems
+    assert problem.startswith("FALCON_WORKERS: 3, but only Linux ")
+    assert problem.endswith("this is darwin; allowed here: 1")
 
 
-async def test_running_refuses_before_it_opens_anything(tmp_path: Path) -> None:
+async def test_running_refuses_before_it_opens_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("falcon_fast.process.sys.platform", "darwin")
     settings = dataclasses.replace(SETTINGS, workers=2, sqlite_path=str(tmp_path / "a.db"))
     with pytest.raises(SettingsError):
         async with app.running(settings):
             raise AssertionError("it runs")
     assert list(tmp_path.iterdir()) == []
-
-
-# --- certificates ---------------------------------------------------------------------------------
-
-
-def test_without_a_certificate_there_is_no_tls() -> None:
-    assert app.tls_context(SETTINGS) is None
-    assert app.tls_context(dataclasses.replace(SETTINGS, tls_cert="/a")) is None
-
-
-def test_a_certificate_is_used_with_tls_1_2_at_least(certificate: tuple[str, str]) -> None:
-    cert, key = certificate
-    context = app.tls_context(dataclasses.replace(SETTINGS, tls_cert=cert, tls_key=key))
-    assert context is not None
-    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
-    assert context.protocol == ssl.PROTOCOL_TLS_SERVER
-
-
-@pytest.mark.parametrize("case", ["missing", "no PEM", "swapped", "encrypted"])
-def test_certificates_that_cannot_be_used(
-    case: str, certificate: tuple[str, str], tmp_path: Path
-) -> None:
-    cert, key = certificate
-    if case == "missing":
-        key = str(tmp_path / "nothing.pem")
-    elif case == "no PEM":
-        key = str(tmp_path / "key.pem")
-        Path(key).write_text("this is no key", encoding="utf-8")
-    elif case == "encrypted":
-        locked = str(tmp_path / "locked.pem")
-        command = [require("openssl"), "ec", "-in", key, "-out", locked, "-aes128"]
-        subprocess.run([*command, "-passout", "pass:abc"], check=True, capture_output=True)
-        key = locked
-    else:
-        cert, key = key, cert
-    with pytest.raises(SettingsError) as caught:
-        app.tls_context(dataclasses.replace(SETTINGS, tls_cert=cert, tls_key=key))
-    (problem,) = caught.value.problems
-    assert problem.startswith("FALCON_TLS_CERT and FALCON_TLS_KEY: expected a certificate chain")
-    assert cert in problem
-    assert key in problem
-
-
-# --- secrets --------------------------------------------------------------------------------------
-
-
-def test_secrets_are_known_in_each_way_they_are_written() -> None:
-    settings = dataclasses.replace(
-        SETTINGS, redis_url="redis://:p%40ss@a/0", mongodb_uri="mongodb://[broken"
-    )
-    assert app.secrets_of(settings) >= {
-        SETTINGS.jwt_secret,
-        "redis://:p%40ss@a/0",
-        "p%40ss",
-        "p@ss",
-        "mongodb://[broken",
-    }
-
-
-async def test_the_name_of_the_loop() -> None:
-    assert app.loop_name() == "asyncio"
-
-
-def test_the_loop_it_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    factory = app._loop_factory()
-    assert factory is not None
-    assert factory.__module__.startswith("uvloop")
-    monkeypatch.setattr("falcon_fast.app.os.name", "nt")
-    assert app._loop_factory() is None
 
 
 # --- running --------------------------------------------------------------------------------------
@@ -164,9 +85,8 @@ class Fake:
         self.log.append("seed")
         return "seeded"
 
-    @property
-    def core(self) -> Fake:
-        return self
+    def statistics(self) -> Statistics:
+        return Statistics(0, 3, 0, 0, 0, None)
 
     def __getattr__(self, name: str) -> str:
         # Whatever else is passed from one part to another.
@@ -186,14 +106,14 @@ class House:
             await self.admin.start()
             return self.admin
 
-        monkeypatch.setattr(app, "SqliteDirectory", lambda *_, **__: self.directory)
-        monkeypatch.setattr(app, "Gateway", lambda *_, **__: self.gateway)
+        monkeypatch.setattr(process, "SqliteDirectory", lambda *_, **__: self.directory)
+        monkeypatch.setattr(process, "Gateway", lambda *_, **__: self.gateway)
         for name in ("Service", "Metrics", "Gatekeeper"):
             part = Fake(name, self.log)
             monkeypatch.setattr(app, name, lambda *_, part=part, **__: part)
         monkeypatch.setattr(app, "start_admin", start_admin)
         monkeypatch.setattr(app, "set_up_logging", lambda **_: None)
-        monkeypatch.setattr(app, "_loop_factory", lambda: None)
+        monkeypatch.setattr(app, "loop_factory", lambda: None)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from falcon_fast import __version__, checks
+from falcon_fast import checks
 from falcon_fast.checks import Result, results
 from falcon_fast.directory.sqlite_store import MEMORY, SqliteStore
 from falcon_fast.errors import KeysUnavailable
@@ -41,7 +41,8 @@ def test_everything_is_tried() -> None:
     assert list(results(LOCAL)) == [
         Result(True, "tokens", "JWT_SECRET is long enough and is not a key of another kind"),
         Result(True, "users and groups", "kept in memory, and gone when the server stops"),
-        Result(True, "other nodes", "none: a single node in a single process"),
+        Result(True, "other nodes", "none: this is the only node"),
+        Result(True, "processes", "one"),
         Result(
             True,
             "certificate",
@@ -142,22 +143,18 @@ def test_directory_that_is_broken(tmp_path: Path) -> None:
     assert result.explanation.startswith(f"{path}: it is not a SQLite database; ")
 
 
-@pytest.mark.parametrize(
-    ("what", "changes", "explanation"),
-    [
-        (
-            "other nodes",
-            {"workers": 4},
-            f"FALCON_WORKERS is 4, but falcon_fast {__version__} runs as a single process; set it "
-            "to 1",
-        ),
-    ],
-    ids=["workers"],
-)
-def test_what_this_version_does_not_have(
-    what: str, changes: dict[str, object], explanation: str
-) -> None:
-    assert check(what, **changes) == Result(False, what, explanation)
+def test_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("falcon_fast.checks.os.cpu_count", lambda: 4)
+    assert check("processes") == Result(True, "processes", "one")
+    found = check("processes", workers=4)
+    assert found == Result(True, "processes", "a node process and 4 workers on 4 cores")
+    found = check("processes", workers=5)
+    assert not found.ok
+    assert "more workers than cores" in found.explanation
+    monkeypatch.setattr("falcon_fast.process.sys.platform", "darwin")
+    found = check("processes", workers=4)
+    assert not found.ok
+    assert "only Linux" in found.explanation
 
 
 def test_x16_a_redis_that_is_not_there() -> None:

@@ -32,14 +32,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         ),
         *("directory.mongo_follow", "directory.mongo_lookup", "directory.mongo_rows"),
         *("directory.sqlite", "directory.sqlite_store", "directory.tasks"),
-        *("bus.hub", "bus.node_link", "bus.node_pipe", "bus.node_wire"),
+        *("bus.hub", "bus.node_link", "bus.node_pipe", "bus.node_registry", "bus.node_wire"),
         *("bus.memory", "bus.positions", "bus.redis", "bus.redis_address", "bus.redis_keeper"),
         *("bus.redis_link", "bus.redis_listener", "bus.redis_pair", "bus.redis_publisher"),
         *("bus.redis_facts", "bus.redis_registry", "bus.redis_wire", "bus.shards"),
         *("revocations.memory", "revocations.redis", "revocations.sqlite"),
     ),
     ("doorstep", "driver", "gateway", "neighbours", "registrar", "upgrade"),
-    ("listings", "metrics", "service"),
+    ("crew", "listings", "metrics", "service"),
     (
         *("admin", "admin.app", "admin.cursors", "admin.examples", "admin.listener"),
         *(
@@ -51,14 +51,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
             "admin.security",
         ),
     ),
-    ("app", "checks", "demo", "trial"),
+    ("app", "checks", "demo", "process", "trial", "worker", "workers"),
     ("", "__main__", "cli", "testing"),
 )
 
 # Folders of ports. What is inside implements the port; it sees the port, what is below that, and
 # its own folder. Only the assembly, and commands for the embedded directory, choose one.
 PORTS = frozenset({"bus", "directory", "revocations"})
-CHOOSERS = frozenset({"app", "checks", "cli", "demo", "trial"})
+CHOOSERS = frozenset({"app", "checks", "cli", "demo", "process", "trial", "worker", "workers"})
 
 # Modules that only compute: given the same input they return the same output, without a loop.
 PURE = frozenset(

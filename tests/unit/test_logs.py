@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import pytest
 
-from falcon_fast.app import secrets_of
 from falcon_fast.auth import issue_token
 from falcon_fast.handshake import Request
 from falcon_fast.logs import (
@@ -27,6 +26,7 @@ from falcon_fast.logs import (
     Sampler,
     set_up_logging,
 )
+from falcon_fast.process import secrets_of
 from falcon_fast.settings import Settings
 
 from ..support.clock import FakeClock

@@ -15,7 +15,7 @@ from falcon_fast._version import __version__
 from falcon_fast.bus import BusStatistics, Target
 from falcon_fast.codes import CloseReason
 from falcon_fast.handshake import NO_TOKEN
-from falcon_fast.metrics import Metrics
+from falcon_fast.metrics import Figures, Metrics
 from falcon_fast.statistics import Histogram
 
 from ..support import ROOT
@@ -40,9 +40,19 @@ async def node() -> Node:
     return Node()
 
 
+class NoWorkers:
+    """What a node process sees of workers that have done nothing."""
+
+    workers_up = 0
+    worker_restarts = 0
+
+    def figures(self) -> Figures:
+        return {}
+
+
 @pytest.fixture
 def metrics(node: Node) -> Metrics:
-    return Metrics(node.gateway, loop="test")
+    return Metrics(node.gateway, loop="test", crew=NoWorkers())
 
 
 def scrape(metrics: Metrics) -> dict[str, Metric]:
@@ -118,9 +128,33 @@ async def test_the_dashboard_shows_what_was_asked_for(metrics: Metrics) -> None:
         "falcon_frames_received_total",
         "falcon_health",
         "falcon_ticks_total",
+        "falcon_worker_restarts_total",
+        "falcon_workers",
     }
     places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in DASHBOARD["panels"]]
     assert len(set(places)) == len(places)
+
+
+async def test_each_gauge_is_summed_over_workers_or_has_no_sum(
+    node: Node, metrics: Metrics
+) -> None:
+    gauges = {family.name for family in scrape(metrics).values() if family.type == "gauge"}
+    summed = set(metrics.figures())
+    # Of a node there is one of these, whatever the number of its processes.
+    assert gauges - summed == {
+        "falcon_build_info",
+        "falcon_bus_available",
+        "falcon_bus_probe_seconds",
+        "falcon_health",
+        "falcon_nodes",
+        "falcon_rooms",
+        "falcon_workers",
+        "process_max_fds",
+        "process_start_time_seconds",
+    }
+    assert "falcon_connections" in summed
+    alone = Metrics(node.gateway, loop="test")
+    assert series(metrics) - series(alone) == {"falcon_workers", "falcon_worker_restarts_total"}
 
 
 async def test_names_follow_the_conventions(metrics: Metrics) -> None:

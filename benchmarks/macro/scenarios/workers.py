@@ -85,7 +85,7 @@ def run(run: Run) -> Outcome:
     for layout, rate in loads:
         starts = [
             (ONE, partial(start_falcon, run, layout)),
-            (MANY, partial(start_falcon, run, layout, {"FALCON_WORKERS": str(WORKERS)})),
+            (MANY, partial(start_falcon, run, layout, settings={"FALCON_WORKERS": str(WORKERS)})),
         ]
         with ExitStack() as stack:
             present = enter_present(stack, outcome, starts)
