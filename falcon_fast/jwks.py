@@ -18,6 +18,7 @@ import aiohttp
 from falcon_fast._version import __version__
 from falcon_fast.errors import KeysUnavailable
 from falcon_fast.keys import KeySet
+from falcon_fast.tasks import end_tasks
 
 __all__ = ["KeySetFetcher", "fetch"]
 
@@ -113,8 +114,7 @@ class KeySetFetcher:
         """Stop fetching; a second call does nothing."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+            await end_tasks([task])
 
     async def _follow(self, pause: float) -> None:
         loop = asyncio.get_running_loop()

@@ -27,6 +27,7 @@ from falcon_fast.revocation import (
     is_user_id,
 )
 from falcon_fast.revocations import RevocationStore
+from falcon_fast.tasks import end_tasks
 
 __all__ = ["NOT_FOUND", "Revoker"]
 
@@ -99,8 +100,7 @@ class Revoker:
         """Stop following; a second call does nothing."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+            await end_tasks([task])
         await self._store.close()
 
     # --- what operators do -----------------------------------------------------------------------

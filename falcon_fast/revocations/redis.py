@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from falcon_fast.errors import BusUnavailable
 from falcon_fast.revocation import Revocation
 from falcon_fast.revocations import Listener
+from falcon_fast.tasks import end_tasks
 
 __all__ = ["NAME", "Connection", "RedisRevocations"]
 
@@ -95,10 +96,8 @@ class RedisRevocations:
     async def close(self) -> None:
         """See `RevocationStore.close`."""
         task, self._task = self._task, None
-        # Again and again: redis-py sometimes swallows a cancellation that comes with an answer.
-        while task is not None and not task.done():
-            task.cancel()
-            await asyncio.wait([task], timeout=0.1)
+        if task is not None:
+            await end_tasks([task])
 
     async def _do(self, *command: str | bytes | int) -> Any:  # noqa: ANN401
         """Carry out a command, whose answer has a type of its own."""

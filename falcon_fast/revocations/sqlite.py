@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 from falcon_fast.errors import BusUnavailable
 from falcon_fast.revocation import Revocation
 from falcon_fast.revocations import Listener
+from falcon_fast.tasks import end_tasks
 
 __all__ = ["SqliteRevocations"]
 
@@ -104,8 +105,7 @@ class SqliteRevocations:
         if executor is None:
             return
         if self._poller is not None:
-            self._poller.cancel()
-            await asyncio.wait([self._poller])
+            await end_tasks([self._poller])
         await asyncio.get_running_loop().run_in_executor(executor, self._close)
         executor.shutdown()
 

@@ -15,6 +15,7 @@ import pytest
 from falcon_fast.directory.sqlite_store import SqliteStore
 from falcon_fast.errors import BusUnavailable
 from falcon_fast.revocation import Revocation
+from falcon_fast.revocations import sqlite
 from falcon_fast.revocations.sqlite import SqliteRevocations
 
 POLL = 0.01
@@ -220,3 +221,17 @@ async def test_after_the_end_nothing_is_kept(opened: Callable[[], SqliteRevocati
     await store.close()
     with pytest.raises(BusUnavailable, match="not open"):
         await store.save(RULE)
+
+
+async def test_a_failure_half_way_leaves_the_file_free(
+    opened: Callable[[], SqliteRevocations], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened()
+    await store.start(Listener())
+    with monkeypatch.context() as broken:
+        broken.setattr(sqlite, "_SAVE", "INSERT INTO nowhere VALUES (?1, ?2, ?3)")
+        with pytest.raises(BusUnavailable, match="no such table"):
+            await store.save(RULE)
+    with SqliteStore(path, busy_timeout=0.1) as directory:
+        directory.add_user("ann", 1, "Ann")
+    await store.save(RULE)
