@@ -16,7 +16,7 @@ from typing import Final
 import jwt
 
 from falcon_fast.clock import Clock
-from falcon_fast.identity import Identity
+from falcon_fast.identity import MAX_NAME_CHARACTERS, Identity
 from falcon_fast.jose import COMPACT, parse_object, refuse
 from falcon_fast.keys import HMAC, Keys, SharedSecret, signing_key
 from falcon_fast.revocation import Revocations
@@ -37,7 +37,6 @@ MAX_TOKEN_BYTES: Final = 8_192
 MAX_LEEWAY: Final = 10
 """Seconds by which the issuer's clock may differ from ours; more would prolong every token."""
 
-MAX_NAME_CHARACTERS: Final = 256
 MAX_TOKEN_ID_CHARACTERS: Final = 128
 MAX_CHARACTER_ID: Final = 2**63 - 1
 """Ids are signed 64-bit integers in every store."""

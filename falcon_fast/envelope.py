@@ -20,6 +20,7 @@ from falcon_fast._core import scan_json
 from falcon_fast.clock import rfc3339
 from falcon_fast.codes import ReplyCode
 from falcon_fast.errors import EnvelopeError
+from falcon_fast.identity import MAX_NAME_CHARACTERS
 
 __all__ = [
     "ACK",
@@ -70,6 +71,7 @@ _TOO_MANY_KEYS: Final = 3
 _ROOM: Final = re.compile(r"(?:user:[A-Za-z0-9_-]{1,64}|group:[0-9a-f]{24})")
 _TARGET: Final = re.compile(r"(?:user:)?[A-Za-z0-9_-]{1,64}")
 _LONG_INTEGER: Final = re.compile(rb"[0-9]{20,}")
+_PROFILE: Final = b'"user_profile_update"'
 _MEMBERSHIP: Final = b'"group_membership_change"'
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f]")
 
@@ -352,6 +354,28 @@ def membership_event(frame: bytes) -> MembershipEvent | None:
     if type(joined) is not bool:
         return None
     return MembershipEvent(group_id, name if type(name) is str else "", joined)
+
+
+def profile_event(frame: bytes) -> tuple[int, str] | None:
+    """Read a frame for a user as the news that a character has a name.
+
+    Returns:
+        The character and its name, from a `user_profile_update` that has both; None for every
+        other frame.
+    """
+    if _PROFILE not in frame:
+        return None
+    parsed = orjson.loads(frame)
+    data = parsed.get("data")
+    if parsed.get("type") != "user_profile_update" or type(data) is not dict:
+        return None
+    character_id, profile = data.get("character_id"), data.get("profile")
+    name = profile.get("character_name") if type(profile) is dict else None
+    if type(character_id) is not int or type(name) is not str:
+        return None
+    if len(name) > MAX_NAME_CHARACTERS or _CONTROL.search(name) is not None:
+        return None
+    return character_id, name
 
 
 def presence_reply(ident: str | None, *, now: float) -> bytes:

@@ -7,7 +7,6 @@ of this node or from the bus.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import random
 import ssl
@@ -24,14 +23,14 @@ from falcon_fast._core import Core
 from falcon_fast.auth import TokenVerifier
 from falcon_fast.bus import Bus, BusStatistics, Loss, Target
 from falcon_fast.clock import Clock
-from falcon_fast.cluster import Cluster, Json, integer, text
+from falcon_fast.cluster import Cluster
 from falcon_fast.codes import CloseReason, close_table
 from falcon_fast.directory import Directory, Group
 from falcon_fast.driver import CoreDriver
-from falcon_fast.envelope import MembershipEvent
 from falcon_fast.errors import BusUnavailable, DirectoryUnavailable
 from falcon_fast.handshake import Accept, Endpoint, Policy, Refuse, Request
 from falcon_fast.identity import Identity, new_id
+from falcon_fast.memberships import Memberships
 from falcon_fast.neighbours import Neighbours
 from falcon_fast.presence import Presence
 from falcon_fast.registrar import Registrar
@@ -236,7 +235,7 @@ class Gateway:
         )
         self.presence: Presence[Session] = Presence(loop.call_later, watched=self._watched)
         self.neighbours = Neighbours(self, self.cluster)
-        self.cluster.listens_to("membership", self._told_membership)
+        self.memberships = Memberships(self, directory)
         self._settings = settings
         self._loop = loop
         self._driver = CoreDriver(self.core, loop)
@@ -273,7 +272,6 @@ class Gateway:
         self._listens = listens
         self._crew = crew
         self._draining = False
-        self._is_announcing = False
         self._closed = False
         self._last_connection: float | None = None
         self._from_service = 0
@@ -287,9 +285,7 @@ class Gateway:
             OSError: the address cannot be bound.
             BusUnavailable: the bus cannot be reached.
         """
-        self._directory.watch(
-            on_change=self._on_change, on_ban=self._on_ban, on_profile=self._on_profile
-        )
+        self.memberships.watch()
         await self._bus.start(self)
         self.cluster.start()
         if self._registrar is not None:
@@ -630,6 +626,15 @@ class Gateway:
                 return frozenset(self.rooms.names_of(session))
         return None
 
+    def is_settled(self, session: Session) -> bool:
+        """See `memberships.Host`."""
+        return self._is_admitted(session) or session in self._entered
+
+    def renamed(self, session: Session) -> None:
+        """See `memberships.Host`."""
+        if self._registrar is not None:
+            self._registrar.changed(session)
+
     def _is_admitted(self, session: Session) -> bool:
         return session.state is State.OPEN and session not in self._pending
 
@@ -667,7 +672,7 @@ class Gateway:
         async def read() -> None:
             groups = await self._groups_of(session)
             if groups is not None and session.state is State.OPEN:
-                self._on_change(session.identity.user_id, groups)
+                self.memberships.on_change(session.identity.user_id, groups)
 
         self._directory.track(session.identity.user_id, session.identity.character_id)
         self._run(session, read())
@@ -680,181 +685,6 @@ class Gateway:
                 refused += self.rooms.join(session, room, group.name) is Joined.LIMIT
         if refused:
             session.tell_limit(refused)
-
-    # ------------------------------------------------------------------- changes of membership
-
-    def _on_change(self, user_id: str, groups: frozenset[Group]) -> None:
-        """The directory says which groups a user is in from now on."""
-        wanted = {group_room(group.id): group for group in groups}
-        joined: dict[str, str] = {}
-        left: dict[str, str] = {}
-        for session in self.rooms.members(user_room(user_id)):
-            if not self._is_admitted(session) and session not in self._entered:
-                continue  # its own lookup comes, or is repeated, after this
-            mine = set(self.rooms.names_of(session)) - {user_room(user_id)}
-            for room in sorted(mine - wanted.keys()):
-                left[room] = self.rooms.group_name(room)
-                self.rooms.leave(session, room)
-            for room in mine & wanted.keys():
-                self.rooms.retitle(room, wanted[room].name)
-            for room in session.rooms_left() - wanted.keys():
-                session.forget_left(room)
-            refused = 0
-            for room in sorted(wanted.keys() - mine):
-                if session.has_left(room):
-                    continue
-                if self.rooms.join(session, room, wanted[room].name) is Joined.LIMIT:
-                    refused += 1
-                else:
-                    joined[room] = wanted[room].name
-            if refused:
-                session.tell_limit(refused)
-        self._tell_membership(user_id, left, joined=False)
-        self._tell_membership(user_id, joined, joined=True)
-
-    def _tell_membership(self, user_id: str, changes: dict[str, str], *, joined: bool) -> None:
-        for room, name in changes.items():
-            frame = envelope.membership_change(
-                user_id,
-                room.removeprefix("group:"),
-                name,
-                joined=joined,
-                now=self.clock.time(),
-            )
-            self.rooms.fan_out(user_room(user_id), frame)
-
-    async def membership_changed(
-        self,
-        user_id: str | None,
-        character_id: int | None,
-        group_id: str,
-        name: str,
-        *,
-        joined: bool,
-    ) -> None:
-        """Act on an event: somebody says that a character joined or left a group.
-
-        A removal is believed at once; then the directory is asked, whose answer is final.
-
-        Args:
-            user_id: whose membership changed; None when only the character is known.
-            character_id: the user's character, whose connections are looked for; None if the user
-                is all that is known.
-            group_id: 24 hexadecimal digits.
-            name: of the group, for the clients.
-            joined: added, or removed.
-
-        Raises:
-            DirectoryUnavailable: the directory does not answer.
-        """
-        users = {user_id} if user_id is not None else set()
-        if character_id is not None:
-            users.update(
-                session.identity.user_id
-                for session in self.core.owners()
-                if session.character_id == character_id
-            )
-        users = {user for user in users if user_room(user) in self.rooms}
-        if not joined:
-            # All of them, before anything that can fail; nor may who left by itself come back.
-            room = group_room(group_id)
-            for user in users:
-                mine = self.rooms.members(user_room(user))
-                for session in mine:
-                    session.forget_left(room)
-                if [session for session in mine if self.rooms.leave(session, room)]:
-                    self._tell_membership(user, {room: name}, joined=False)
-        await self._directory.refresh(sorted(users))
-
-    async def announce_membership(
-        self, user_id: str | None, character_id: int, group_id: str, name: str, *, joined: bool
-    ) -> None:
-        """Act on an event on all nodes; see `membership_changed`.
-
-        Args:
-            user_id: whose membership changed; None when only the character is known.
-            character_id: the user's character.
-            group_id: 24 hexadecimal digits.
-            name: of the group, for the clients.
-            joined: added, or removed.
-
-        Raises:
-            BusUnavailable: other nodes were not told; they find out from the directory.
-            DirectoryUnavailable: the directory does not answer.
-        """
-        self._is_announcing = True  # what comes back at once is our own
-        try:
-            if user_id is not None:
-                frame = envelope.membership_change(
-                    user_id, group_id, name, joined=joined, now=self.clock.time()
-                )
-                self._bus.publish(Target.USER, user_id, frame)
-            else:
-                self.cluster.tell(
-                    "membership",
-                    {
-                        "character_id": character_id,
-                        "group_id": group_id,
-                        "name": name,
-                        "joined": joined,
-                    },
-                )
-        finally:
-            self._is_announcing = False
-            await self.membership_changed(user_id, character_id, group_id, name, joined=joined)
-
-    def _heard_membership(self, user_id: str, event: MembershipEvent) -> int:
-        """Act on an event from another node; who is concerned is told when it has taken effect."""
-        connections = self.rooms.member_count(user_room(user_id))
-        if connections and not self._is_announcing:
-            self.spawn(
-                self._act_on_event(
-                    user_id, None, event.group_id, event.group_name, joined=event.joined
-                )
-            )
-        return connections
-
-    def _told_membership(self, process_id: str, args: Json) -> None:
-        """See `announce_membership`; another node knows the character only."""
-        joined = args.get("joined")
-        if not isinstance(joined, bool):
-            raise ValueError("joined is not a truth value")  # noqa: TRY004
-        self.spawn(
-            self._act_on_event(
-                None,
-                integer(args, "character_id"),
-                text(args, "group_id"),
-                text(args, "name"),
-                joined=joined,
-            )
-        )
-
-    async def _act_on_event(
-        self,
-        user_id: str | None,
-        character_id: int | None,
-        group_id: str,
-        name: str,
-        *,
-        joined: bool,
-    ) -> None:
-        try:
-            await self.membership_changed(user_id, character_id, group_id, name, joined=joined)
-        except DirectoryUnavailable:
-            # Who was removed is out of the room; the rest is found out when it answers again.
-            log.warning("an event about a group could not be looked up", extra={"kind": "event"})
-
-    def _on_ban(self, user_id: str) -> None:
-        """The directory says that a user is banned."""
-        for session in self.rooms.members(user_room(user_id)):
-            session.close(CloseReason.REVOKED)
-
-    def _on_profile(self, user_id: str, character_id: int, name: str) -> None:
-        """The directory says what a character is called; tokens know only what it was."""
-        for session in self.rooms.members(user_room(user_id)):
-            identity = session.identity
-            if identity.character_id == character_id and identity.character_name != name:
-                session.identity = dataclasses.replace(identity, character_name=name)
 
     # ------------------------------------------------------------------------- revoked tokens
 
@@ -980,7 +810,10 @@ class Gateway:
         if target is Target.USER:
             event = envelope.membership_event(frame)
             if event is not None:
-                return self._heard_membership(ident, event)
+                return self.memberships.heard(ident, event)
+            profile = envelope.profile_event(frame)
+            if profile is not None:
+                self.memberships.on_profile(ident, *profile)
             return self.rooms.fan_out(user_room(ident), frame)
         if target is Target.ALL:
             return self.core.broadcast(frame)

@@ -11,6 +11,10 @@ import orjson
 __all__ = ["Identity", "new_id", "packed_character", "unpack"]
 
 
+MAX_NAME_CHARACTERS: Final = 256
+"""Of a character's name."""
+
+
 def new_id() -> str:
     """Return a uuid4 (RFC 9562 section 5.4): 122 random bits that nobody can guess."""
     digits = os.urandom(16).hex()

@@ -274,7 +274,7 @@ class Service:
                 raise
             # Who is connected with a token of the character is taken out all the same.
             user_id = None
-        await self._gateway.announce_membership(
+        await self._gateway.memberships.announce(
             user_id, character_id, group_id, group_name, joined=joined
         )
 

@@ -564,6 +564,35 @@ async def test_a_removal_is_believed_although_no_directory_answers(nodes: Nodes)
     assert bob.rooms == ["user:bob"]
 
 
+async def test_a_new_name_is_told_once_everywhere_and_shown_by_listings(nodes: Nodes) -> None:
+    bobs = [await nodes.connect(number, "bob", FLEET, character_id=8) for number in (0, 1)]
+    ann = await nodes.connect(2, "ann", FLEET)
+    for client in (ann, *bobs):
+        client.take()
+    sent = await nodes.services[2].broadcast_user_profile_update(
+        "bob", 8, {"character_name": "Robert"}
+    )
+    assert sent.recipients_count == 2
+    for bob in bobs:
+        [frame] = bob.take()
+        assert frame["data"]["profile"] == {"character_name": "Robert"}
+    assert ann.take() == []
+    for service in nodes.services:
+        page = await service.list_connections(user_id="bob")
+        assert [info.character_name for info in page.items] == ["Robert"] * 2
+    # Of another character, of none, and what is no name.
+    for character_id, profile in (
+        (9, {"character_name": "Nobody"}),
+        (8, {"character_name": 7}),
+        (8, {"character_name": "a\nb"}),
+        (8, {"character_name": "x" * 257}),
+        (8, {"last_login": "now"}),
+    ):
+        await nodes.services[2].broadcast_user_profile_update("bob", character_id, profile)
+    page = await nodes.services[2].list_connections(user_id="bob")
+    assert [info.character_name for info in page.items] == ["Robert"] * 2
+
+
 async def test_an_operators_message_of_that_type_is_a_message(nodes: Nodes) -> None:
     bob = await nodes.connect(1, "bob", FLEET)
     data = {"group_id": FLEET.id, "group_name": FLEET.name, "joined": False}

@@ -367,7 +367,7 @@ async def test_a_room_the_client_left_is_not_joined_by_a_change(node: Node) -> N
 
 
 async def test_a_change_for_nobody(node: Node) -> None:
-    node.gateway._on_change("nobody", frozenset([FLEET]))
+    node.gateway.memberships.on_change("nobody", frozenset([FLEET]))
     assert len(node.gateway.rooms) == 0
 
 
@@ -376,7 +376,7 @@ async def test_an_event_of_a_removal_is_believed_at_once(node: Node) -> None:
     node.directory.put("ann", OTHER)
     node.directory.hold()
     event = asyncio.ensure_future(
-        node.gateway.membership_changed(None, 7, FLEET.id, "Fleet", joined=False)
+        node.gateway.memberships.changed(None, 7, FLEET.id, "Fleet", joined=False)
     )
     await turns()
     assert ann.rooms == ["user:ann"]
@@ -399,7 +399,7 @@ async def test_an_event_of_a_removal_needs_no_directory(node: Node) -> None:
     bob = await node.connect("bob", FLEET)
     node.directory.error = DirectoryUnavailable("away")
     with pytest.raises(DirectoryUnavailable):
-        await node.gateway.membership_changed("ann", 7, FLEET.id, "Fleet", joined=False)
+        await node.gateway.memberships.changed("ann", 7, FLEET.id, "Fleet", joined=False)
     assert (ann.rooms, bob.rooms, eve.rooms) == (["user:ann"], ["user:bob"], ["user:eve"])
     (answer,) = await eve.ask(
         {"type": "system", "id": "j", "data": {"action": "join", "room": ROOM}}
@@ -409,12 +409,12 @@ async def test_an_event_of_a_removal_needs_no_directory(node: Node) -> None:
 
 async def test_an_event_of_a_join_is_checked_first(node: Node) -> None:
     ann = await node.connect("ann")
-    await node.gateway.membership_changed("ann", 7, FLEET.id, "Fleet", joined=True)
+    await node.gateway.memberships.changed("ann", 7, FLEET.id, "Fleet", joined=True)
     assert ann.rooms == ["user:ann"]
     node.directory.put("ann", FLEET)
-    await node.gateway.membership_changed("ann", 7, FLEET.id, "Fleet", joined=True)
+    await node.gateway.memberships.changed("ann", 7, FLEET.id, "Fleet", joined=True)
     assert ann.rooms == ["user:ann", ROOM]
-    await node.gateway.membership_changed("nobody", 99, FLEET.id, "Fleet", joined=False)
+    await node.gateway.memberships.changed("nobody", 99, FLEET.id, "Fleet", joined=False)
     assert node.directory.refreshed == ["ann", "ann"]
 
 

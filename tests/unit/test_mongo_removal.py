@@ -62,7 +62,7 @@ class Party:
     def confirm_removal(self) -> asyncio.Task[None]:
         """Act on the event of a removal."""
         return asyncio.create_task(
-            self.node.gateway.membership_changed("ann", 7, FLEET, "Fleet", joined=False)
+            self.node.gateway.memberships.changed("ann", 7, FLEET, "Fleet", joined=False)
         )
 
 
@@ -200,7 +200,7 @@ async def test_m01_down_at_connect_down_in_between_and_back() -> None:
     # An event that cannot be looked up: who was removed is out all the same.
     party.store.leave(1, 8)
     with pytest.raises(DirectoryUnavailable):
-        await party.node.gateway.membership_changed("bob", 8, FLEET, "Fleet", joined=False)
+        await party.node.gateway.memberships.changed("bob", 8, FLEET, "Fleet", joined=False)
     assert bob.rooms == ["user:bob"]
     party.store.error = None
     await asyncio.sleep(30.0)

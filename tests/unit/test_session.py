@@ -31,7 +31,7 @@ OTHER_ROOM = f"group:{OTHER.id}"
 async def node() -> AsyncIterator[Node]:
     node = Node()
     await node.bus.start(node.gateway)
-    node.directory.watch(on_change=node.gateway._on_change, on_ban=node.gateway._on_ban)
+    node.gateway.memberships.watch()
     yield node
     await node.gateway.close()
 
@@ -398,7 +398,7 @@ async def test_no_ack_without_an_id(node: Node) -> None:
 async def test_joining_again_at_the_limit_of_rooms() -> None:
     node = Node(max_rooms=2)
     await node.gateway._bus.start(node.gateway)
-    node.directory.watch(on_change=node.gateway._on_change, on_ban=node.gateway._on_ban)
+    node.gateway.memberships.watch()
     ann = await node.connect("ann", FLEET)
     await ann.ask({"type": "system", "room": ROOM, "data": {"action": "leave"}})
     node.directory.tell("ann", [FLEET, OTHER])
