@@ -57,7 +57,7 @@ format: $(VENV)/.tools
 
 bench: $(VENV)/.tools $(VENV)/.installed
 	set -e; for scenario in density fanout echo upgrades admin broadcast rooms idle storm large \
-	        stalled presence deflate; do \
+	        stalled presence deflate groups; do \
 	    $(BIN)/python -m benchmarks run $$scenario; done
 
 bench-micro: $(VENV)/.tools $(VENV)/.installed

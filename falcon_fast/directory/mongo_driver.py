@@ -67,7 +67,7 @@ _TIME_LIMIT: Final = frozenset({50, 89, 202, 262})
 _NO_PRIMARY: Final = frozenset({91, 189, 10058, 10107, 11600, 11602, 13435, 13436})
 _TOKEN_LOST: Final = frozenset({136, 222, 237, 260, 280, 286})
 _CURSOR_GONE: Final = 43
-_TOO_LARGE: Final = frozenset({10334, 17419, 17420, 16389, 31256})
+_TOO_LARGE: Final = frozenset({292, 10334, 16389, 17419, 17420, 31256})
 # 40573 is a server that is no member of a replica set; 59, 115, 303 and 40324 are servers of other
 # makers that do not know the stage; 13 is a user who may find but not watch.
 _NO_STREAMS: Final = frozenset({_UNAUTHORIZED, 40573, 40324, 59, 115, 303})
@@ -417,5 +417,5 @@ def _translated(error: BaseException, name: str, *, stream: bool) -> DirectoryUn
     if isinstance(error, driver_errors.ProtocolError | driver_errors.DocumentTooLarge):
         return Unreadable("MongoDB's answer cannot be read")
     if code is not None:
-        return Unreadable(f"MongoDB refuses the question (error {code})")
+        return DirectoryUnavailable(f"MongoDB refuses the question (error {code})")
     return DirectoryUnavailable(f"MongoDB fails ({type(error).__name__})")

@@ -51,6 +51,9 @@ FIRST_DELAY: Final = 0.25
 LAST_DELAY: Final = 5.0
 """Seconds between two attempts while the database does not answer."""
 
+KEEP_TOKEN: Final = 10
+"""Attempts, some forty seconds, after which a stream is no longer asked to go on where it was."""
+
 log = logging.getLogger(__name__)
 
 
@@ -121,6 +124,9 @@ class Follower:
                 await asyncio.sleep(_delay(failures) if failures > 1 else 0.0)
             except DirectoryUnavailable as error:
                 failures = 1 if not self.is_failing else failures + 1
+                if failures > KEEP_TOKEN:
+                    # It may be the token's fault, and everything is compared afterwards anyway.
+                    self._token = None
                 self._failed(error)
                 await asyncio.sleep(_delay(failures))
             except Exception:

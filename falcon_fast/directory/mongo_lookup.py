@@ -32,6 +32,10 @@ BATCH_USERS: Final = 256
 MAX_IN_FLIGHT: Final = 4
 """Queries under way at a time; the others wait here, and not in the database."""
 
+MAX_SPLITS: Final = 24
+"""Times a query is split to find the user whose answer cannot be read: enough for three of them. A
+server of which nothing can be read is one that does not answer."""
+
 GATHERING: Final = 0.01
 """Seconds for which the first of several questions waits for the others."""
 
@@ -100,6 +104,7 @@ class _Query:
     wants: dict[str, _Want]
     missed: set[int] = field(default_factory=set)
     missed_all: bool = False
+    splits: int = 0
 
     def is_outdated(self, keys: array[int]) -> bool:
         return self.missed_all or not self.missed.isdisjoint(keys)
@@ -287,7 +292,6 @@ class Lookups:
         try:
             rows = await self._store.groups_of(wanted.keys(), characters)
         except Unreadable as error:
-            self._breaker.succeeded()
             if len(users) == 1:
                 log.warning(
                     "the groups of a user cannot be read",
@@ -295,23 +299,32 @@ class Lookups:
                 )
                 _refuse(query.wants[users[0]], error)
                 return
+            if query.splits == MAX_SPLITS:
+                self._unanswered(query, users, error, began)
+                return
             # One user's documents must not keep the others waiting.
+            query.splits += 1
             half = len(users) // 2
             await self._answer(query, users[:half])
             await self._answer(query, users[half:])
         except DirectoryUnavailable as error:
-            self._breaker.failed(began)
-            for user_id in users:
-                _refuse(query.wants[user_id], error)
-                if self._followed.unanswered(user_id):
-                    want = self._wants.setdefault(user_id, _Want())
-                    want.lasting = True
-                    want.tell |= query.wants[user_id].tell
-            if self._breaker.is_refusing:
-                self._refuse_all(error)
+            self._unanswered(query, users, error, began)
         else:
             self._breaker.succeeded()
             self._hand_out(query, read_groups(rows, wanted))
+
+    def _unanswered(
+        self, query: _Query, users: list[str], error: DirectoryUnavailable, began: float
+    ) -> None:
+        self._breaker.failed(began)
+        for user_id in users:
+            _refuse(query.wants[user_id], error)
+            if self._followed.unanswered(user_id):
+                want = self._wants.setdefault(user_id, _Want())
+                want.lasting = True
+                want.tell |= query.wants[user_id].tell
+        if self._breaker.is_refusing:
+            self._refuse_all(error)
 
     def _refuse_all(self, error: DirectoryUnavailable) -> None:
         for user_id, want in list(self._wants.items()):

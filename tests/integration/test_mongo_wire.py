@@ -15,6 +15,7 @@ from bson import ObjectId
 
 from falcon_fast.directory import Group
 from falcon_fast.directory.mongo import MongoDirectory
+from falcon_fast.directory.mongo_check import examine
 from falcon_fast.directory.mongo_driver import Driver, MongoStore, Refused
 from falcon_fast.directory.mongo_lookup import MAX_IN_FLIGHT
 from falcon_fast.errors import DirectoryUnavailable
@@ -340,6 +341,42 @@ async def test_start_does_not_need_the_list_of_indexes(wire: WireServer, driver:
         assert directory.is_available
 
 
+async def test_m06_a_pool_without_a_free_connection_is_an_error_in_time(
+    wire: WireServer, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("falcon_fast.directory.mongo_driver.MAX_POOL", 1)
+    store = MongoStore(wire.uri, "falcon", driver=driver, timeout=TIMEOUT)
+    await store.open()
+    wire.always("groups", Late(60.0, heeds_limit=False))
+    async with asyncio.timeout(SOON):
+        answers = await asyncio.gather(
+            *(store.groups_of({f"user-{number}"}, ()) for number in range(4)),
+            return_exceptions=True,
+        )
+    await store.close()
+    texts = {str(answer) for answer in answers}
+    assert all(isinstance(answer, DirectoryUnavailable) for answer in answers)
+    assert texts <= {
+        "MongoDB did not answer in time",
+        "all connections to MongoDB are in use",
+        "MongoDB cannot be reached at the addresses of MONGODB_URI",
+    }
+
+
+async def test_a_store_that_is_not_open_says_so(wire: WireServer, driver: Driver) -> None:
+    store = MongoStore(wire.uri, "falcon", driver=driver)
+    with pytest.raises(DirectoryUnavailable, match="the directory is not open"):
+        await store.ping()
+    await store.close()
+
+
+async def test_check_does_not_need_the_list_of_indexes(wire: WireServer, driver: Driver) -> None:
+    wire.always("listIndexes", Error(13, "Unauthorized"))
+    found = await examine(MongoStore(wire.uri, "falcon", driver=driver))
+    assert found.has_streams
+    assert found.missing is None
+
+
 # --- the change stream ---------------------------------------------------------------------------
 
 
@@ -375,6 +412,16 @@ async def test_a_lost_resume_token_begins_anew_and_compares(
     await watcher.until(lambda: watcher.last == {"ann": set()})
     assert wire.resumed[-1] is None
     await holds(lambda: directory.is_available)
+
+
+async def test_a_stream_that_ends_begins_anew(wire: WireServer, directory: MongoDirectory) -> None:
+    watcher = await following(directory, wire)
+    wire.rows = row("ann", 1)
+    ended = {"id": bson.Int64(0), "ns": "falcon.$cmd.aggregate", "nextBatch": []}
+    wire.fail("getMore", Reply({"ok": 1.0, "cursor": ended}))
+    await watcher.until(lambda: watcher.last == {"ann": set()})
+    await holds(lambda: len(wire.resumed) > 1)
+    assert wire.resumed[-1] is None
 
 
 async def test_an_invalidated_stream_begins_anew(

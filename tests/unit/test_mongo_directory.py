@@ -12,10 +12,10 @@ import pytest
 from falcon_fast.directory import Directory, Group
 from falcon_fast.directory import mongo as module
 from falcon_fast.directory.mongo import CACHE_TIME, HANDOVER, MongoDirectory
-from falcon_fast.directory.mongo_driver import Refused
+from falcon_fast.directory.mongo_driver import Refused, Unreadable
 from falcon_fast.directory.mongo_follow import COMPARE_INTERVAL, POLL_INTERVAL, TRY_STREAM_AGAIN
-from falcon_fast.directory.mongo_lookup import BATCH_USERS, MAX_IN_FLIGHT
-from falcon_fast.directory.mongo_rows import GROUPS, MEMBERSHIPS, PROFILES
+from falcon_fast.directory.mongo_lookup import BATCH_USERS, MAX_IN_FLIGHT, MAX_SPLITS
+from falcon_fast.directory.mongo_rows import GROUPS, MEMBERSHIPS, PROFILES, Document
 from falcon_fast.errors import DirectoryUnavailable
 
 from ..support.loop import FakeTimeLoop, turns
@@ -273,6 +273,20 @@ async def test_a_ban_that_comes_while_the_list_is_read_stays(
     assert directory.is_banned("ann")
 
 
+async def test_a_ban_that_was_lifted_during_an_outage_is_noticed(
+    store: FakeStore, directory: MongoDirectory
+) -> None:
+    store.user("ann", 7, banned=True)
+    await asyncio.sleep(1.0)
+    store.user("ann", 7, banned=False)
+    await asyncio.sleep(0.1)
+    store.error = AWAY  # before the list is read
+    await asyncio.sleep(2.0)
+    assert directory.is_banned("ann")
+    store.error = None
+    await holds(lambda: not directory.is_banned("ann"), within=10.0)
+
+
 async def test_a_ban_is_seen_in_any_answer(store: FakeStore, directory: MongoDirectory) -> None:
     watcher = await follow(directory)
     store.is_lossy = True
@@ -328,6 +342,19 @@ async def test_an_answer_is_given_again_only_for_a_moment(
     store.leave(1, 7)
     await asyncio.sleep(0.05)
     assert await directory.groups_of("ann", 7) == frozenset()
+
+
+async def test_a_remembered_answer_is_followed_too(
+    store: FakeStore, directory: MongoDirectory
+) -> None:
+    """As when somebody used the admin API a moment before connecting."""
+    watcher = Watcher(directory)
+    await directory.groups_of("ann", 7)
+    directory.track("ann", 7)
+    assert {group.id for group in await directory.groups_of("ann", 7)} == ids(1)
+    assert len(store.questions) == 1
+    store.leave(1, 7)
+    await watcher.until(lambda: watcher.last.get("ann") == set(), within=1.0)
 
 
 async def test_remembered_answers_are_bounded(
@@ -470,6 +497,23 @@ async def test_a_user_who_cannot_be_read_is_no_outage(
     store.leave(1, 7)
     await watcher.until(lambda: watcher.last.get("ann") == set(), within=LOST)
     assert directory.is_available
+
+
+async def test_a_server_of_which_nothing_can_be_read_is_an_outage(
+    store: FakeStore, directory: MongoDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unreadable(*_: object) -> list[Document]:
+        store.questions.append([])
+        raise Unreadable("MongoDB's answer cannot be read")
+
+    monkeypatch.setattr(store, "groups_of", unreadable)
+    answers = await asyncio.gather(
+        *(directory.groups_of(f"user-{number}", 1000 + number) for number in range(BATCH_USERS)),
+        return_exceptions=True,
+    )
+    assert all(isinstance(answer, Unreadable) for answer in answers)
+    assert len(store.questions) <= 2 * MAX_SPLITS + 1
+    assert not directory.is_available
 
 
 async def test_closed_it_refuses_and_whoever_waits_is_told(
