@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
 from collections.abc import Iterator
 from functools import partial
 
@@ -18,15 +19,10 @@ from falcon_fast.settings import Settings
 
 from ..support.gateway import SECRET
 from ..support.mongo_server import DRIVERS, Gateway, MongoServer
-from ..support.mongo_watcher import Watcher, directory_in, holds
+from ..support.mongo_watcher import LEAVES_SOCKETS, Watcher, directory_in, holds
 from ..support.redis_server import free_port
 
-pytestmark = [
-    pytest.mark.integration,
-    # PyMongo leaves the socket of a connection that was about to come when it is closed.
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:.*unclosed:pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [pytest.mark.integration, *LEAVES_SOCKETS]
 
 LOCAL = Settings(jwt_secret=SECRET, host="127.0.0.1", port=0, admin_port=0, max_connections=100)
 
@@ -48,6 +44,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MongoServer]:
     """A server that is no member of a replica set."""
     with MongoServer(tmp_path_factory.mktemp("mongo") / "data", "--standalone") as server:
         yield server
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sockets() -> Iterator[None]:
+    """Let what PyMongo left be found here and not in the next module."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(params=DRIVERS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,9 +16,9 @@ from falcon_fast.directory.mongo_driver import Driver, MongoStore, Refused
 from falcon_fast.directory.mongo_lookup import BATCH_USERS
 
 from ..support.mongo_server import DRIVERS, Gateway, any_server, ids
-from ..support.mongo_watcher import Watcher, directory_in, holds
+from ..support.mongo_watcher import LEAVES_SOCKETS, Watcher, directory_in, holds
 
-pytestmark = [pytest.mark.integration]
+pytestmark = [pytest.mark.integration, *LEAVES_SOCKETS]
 
 NOTICED_WITHIN = 1.0
 """Seconds in which the contract lets a change take effect."""
@@ -33,6 +34,13 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def gateway(uri: str) -> Iterator[Gateway]:
     with Gateway(uri) as gateway:
         yield gateway
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sockets() -> Iterator[None]:
+    """Let what PyMongo left be found here and not in the next module."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(params=DRIVERS)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import re
 import struct
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import bson
@@ -21,7 +22,7 @@ from falcon_fast.directory.mongo_lookup import MAX_IN_FLIGHT
 from falcon_fast.errors import DirectoryUnavailable
 
 from ..support.mongo_server import DRIVERS
-from ..support.mongo_watcher import SOON, Watcher, directory_in, directory_on, holds
+from ..support.mongo_watcher import LEAVES_SOCKETS, SOON, Watcher, directory_in, directory_on, holds
 from ..support.mongo_wire import (
     Cut,
     Error,
@@ -36,12 +37,7 @@ from ..support.mongo_wire import (
     wire_server,
 )
 
-pytestmark = [
-    pytest.mark.integration,
-    # PyMongo leaves the socket of a connection that was about to come when it is closed.
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:.*unclosed:pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [pytest.mark.integration, *LEAVES_SOCKETS]
 
 TIMEOUT = 0.4
 """Seconds for one question in these tests."""
@@ -55,6 +51,13 @@ FLEET_ID = str(FLEET["_id"])
 NOT_ASKED = "not asked, since MongoDB does not answer"
 NOT_PRIMARY = Error(10107, "NotWritablePrimary")
 STEPPED_DOWN = Error(91, "ShutdownInProgress")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sockets() -> Iterator[None]:
+    """Let what PyMongo left be found here and not in the next module."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(params=DRIVERS)

@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
+import pytest
+
 from falcon_fast.clock import Clock, SystemClock
 from falcon_fast.directory import Directory, Group
 from falcon_fast.directory.mongo import MongoDirectory
@@ -16,6 +18,15 @@ from .server import POLL
 
 SOON: Final = 5.0
 """Seconds after which something that must happen has failed to."""
+
+
+LEAVES_SOCKETS: Final = (
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
+    ),
+)
+"""For modules in which PyMongo is closed while it connects: it leaves the socket behind."""
 
 
 class Watcher:
