@@ -217,7 +217,7 @@ def bus_of(
         RedisAddress(settings.redis_url),
         node_id=node_id,
         clock=clock,
-        secrets=[secret.encode() for secret in secrets if secret],
+        secrets=[secret.encode("utf-8", "surrogateescape") for secret in secrets if secret],
         routing=settings.bus_routing,
         max_message_bytes=settings.max_message_bytes,
     )
@@ -228,7 +228,7 @@ def _derived(settings: Settings, purpose: bytes) -> bytes | None:
     """Derive a key that all nodes have in common; None where they share no secret."""
     if not settings.jwt_secret:
         return None
-    return hmac.digest(settings.jwt_secret.encode(), purpose, "sha256")
+    return hmac.digest(settings.jwt_secret.encode("utf-8", "surrogateescape"), purpose, "sha256")
 
 
 @contextlib.contextmanager

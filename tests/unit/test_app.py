@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from falcon_fast import app, process
+from falcon_fast.clock import SystemClock
 from falcon_fast.errors import DirectoryUnavailable, FalconError, SettingsError
+from falcon_fast.identity import new_id
 from falcon_fast.settings import Settings
 from falcon_fast.statistics import Statistics
 
@@ -235,3 +237,15 @@ def test_an_address_that_cannot_be_bound(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(FalconError, match=r"^cannot listen on 127\.0\.0\.1:3000: Address already"):
         run_with_signals(monkeypatch, [], dev=False)
     assert house.log[-1] == "close directory"
+
+
+async def test_a_secret_of_any_bytes_is_a_key_for_the_nodes() -> None:
+    # What the environment holds that is no UTF-8 comes as lone surrogates.
+    settings = dataclasses.replace(
+        SETTINGS, jwt_secret="x" * 40 + "\udcff", redis_url="redis://127.0.0.1:1"
+    )
+    assert len(app._derived(settings, b"cursors") or b"") == 32
+    bus, registry = app.bus_of(settings, node_id=new_id(), clock=SystemClock())
+    assert registry is not None
+    await bus.close()
+    await registry.close()
