@@ -67,13 +67,15 @@ EXPECTED: Final[dict[str, Expected]] = json.loads(
 )
 
 
-async def results(folder: Path, mode: Sequence[str], cases: Sequence[str]) -> dict[str, Expected]:
+async def results(
+    folder: Path, mode: Sequence[str], cases: Sequence[str], *, concurrency: int = CONCURRENCY
+) -> dict[str, Expected]:
     """Run cases against a server of its own; returns all that is not plain OK, and how many ran."""
     arguments = ("falcon_fast.testing", "--echo", "--port", "0", *mode)
     with running(*arguments, folder=folder) as program:
         address = program.wait_for(r"ws://(\S+)/")[1]
         try:
-            found = await run_fuzzingclient(f"ws://{address}/", cases, concurrency=CONCURRENCY)
+            found = await run_fuzzingclient(f"ws://{address}/", cases, concurrency=concurrency)
         except FailureError as failure:
             failed = [
                 f"{result.case_id}: {result.result} {result.result_close}"
@@ -154,7 +156,10 @@ cases_leave_files_open = pytest.mark.filterwarnings(
 @pytest.mark.parametrize("mode", MODES if ALL_CASES else ["epoll"])
 async def test_groups_12_and_13_compression(mode: str, tmp_path: Path) -> None:
     cases = COMPRESSED if ALL_CASES else COMPRESSED_PART
-    found = await results(tmp_path, (*MODES[mode], *COMPRESSED_LIMITS), cases)
+    # Beside a case of 128 KiB messages, one of a thousand short ones may not end within its minute.
+    concurrency = 1 if ALL_CASES else CONCURRENCY
+    arguments = (*MODES[mode], *COMPRESSED_LIMITS)
+    found = await results(tmp_path, arguments, cases, concurrency=concurrency)
     assert len(found) == (COMPRESSED_CASES if ALL_CASES else len(COMPRESSED_PART))
     assert other_than_ok(found) == {}
 
