@@ -1,5 +1,5 @@
 from asyncio import BaseTransport, BufferedProtocol, Transport
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from enum import IntEnum
 from typing import Generic, TypeAlias, TypeVar
 
@@ -20,6 +20,18 @@ def scan_json(payload: bytes, max_depth: int, max_keys: int = 0xFFFFFFFF) -> int
 def read_envelope(
     payload: bytes,
 ) -> tuple[str, int, int, str, str, str | int | None, int | None, str | None, int, int] | None: ...
+
+_Outside: TypeAlias = tuple[
+    bool, str, int, int, str, str, str | int | None, int | None, str | None, int, int
+]
+
+def sift_envelope(
+    payload: bytes,
+    stream: int,
+    own: bytes,
+    records: Mapping[str, object],
+    rooms: Container[str],
+) -> int | _Outside | None: ...
 
 class Link(BufferedProtocol):
     handle: int

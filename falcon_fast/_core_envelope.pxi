@@ -8,6 +8,7 @@ cdef extern from "<string.h>" nogil:
     const void *memchr(const void *text, int octet, size_t size)
 
 cdef extern from "Python.h":
+    Py_ssize_t PyList_GET_SIZE(list found)
     str PyUnicode_New(Py_ssize_t size, Py_UCS4 largest)
     void *PyUnicode_1BYTE_DATA(str text)
 
@@ -73,6 +74,122 @@ cdef inline Py_ssize_t _number(
     return i
 
 
+cdef struct Head:
+    Py_ssize_t node_end         # the id of the sender begins at NODE_AT
+    uint64_t seq
+    uint64_t epoch
+    int kind                    # of Kind
+    Py_ssize_t ident            # where the id of the target begins and ends; equal for none
+    Py_ssize_t ident_end
+    Py_ssize_t was              # the same for what is to be put back as the user's id
+    Py_ssize_t was_end
+    int64_t undo                # -1 for none
+    int64_t members             # -1 for none
+    Py_ssize_t receipt
+    Py_ssize_t receipt_end
+    Py_ssize_t message
+    Py_ssize_t message_end
+
+cdef enum Kind:
+    FOR_ALL, FOR_ROOM, FOR_CONNECTION, FOR_USER, FOR_NODES
+
+cdef enum:
+    NODE_AT = 14
+    IN_ROOMS = 1                # streams of redis_wire: rooms, users, and all from here on
+    IN_USERS = 2
+    FIRST_SHARD = 4
+
+cdef tuple _KINDS = ("", "room", "to", "user", "word")
+
+cdef bint _read_head(const uint8_t *text, Py_ssize_t size, Head *head) noexcept nogil:
+    """Find the parts of an envelope; False if it does not look exactly like what our nodes write."""
+    cdef Py_ssize_t at, to
+    cdef uint64_t number = 0
+    head.message_end = size - TAIL
+    at = _after(text, size, 0, b'{"server_id":"', NODE_AT)
+    head.node_end = _name_end(text, size, at)
+    if head.node_end < 0 or head.node_end - NODE_AT > MAX_NODE_NAME \
+            or memchr(text + NODE_AT, 0x3A, <size_t>(head.node_end - NODE_AT)):
+        return False
+    at = _after(text, size, head.node_end, b'","seq":', 8)
+    at = _number(text, size, at, &head.seq)
+    at = _after(text, size, at, b',"epoch":', 9)
+    at = _number(text, size, at, &head.epoch)
+    at = _after(text, size, at, b',"v":1,"', 8)
+    if at < 0 or head.message_end <= at:
+        return False
+    # Keys that may be there, in this order.
+    head.ident = head.ident_end = head.was = head.was_end = 0
+    head.receipt = head.receipt_end = 0
+    head.undo = head.members = -1
+    head.kind = FOR_ROOM
+    to = _after(text, size, at, b'room":"', 7)
+    if to < 0:
+        head.kind = FOR_CONNECTION
+        to = _after(text, size, at, b'to":"', 5)
+    if to < 0:
+        head.kind = FOR_USER
+        to = _after(text, size, at, b'user":"', 7)
+    if to < 0:
+        head.kind = FOR_NODES
+        to = _after(text, size, at, b'word":"', 7)
+    if to < 0:
+        head.kind = FOR_ALL
+    else:
+        head.ident = to
+        head.ident_end = at = _name_end(text, size, to)
+        at = _after(text, size, at, b'","', 3)
+    to = _after(text, size, at, b'was":"', 6)
+    if to >= 0:
+        head.was = to
+        head.was_end = at = _name_end(text, size, to)
+        at = _after(text, size, at, b'","', 3)
+    else:
+        to = _after(text, size, at, b'undo":', 6)
+        if to >= 0:
+            at = _number(text, size, to, &number)
+            head.undo = <int64_t>number
+            at = _after(text, size, at, b',"', 2)
+    to = _after(text, size, at, b'members":', 9)
+    if to >= 0:
+        at = _number(text, size, to, &number)
+        head.members = <int64_t>number
+        at = _after(text, size, at, b',"', 2)
+    to = _after(text, size, at, b'receipt":"', 10)
+    if to >= 0:
+        head.receipt = to
+        head.receipt_end = at = _name_end(text, size, to)
+        at = _after(text, size, at, b'","', 3)
+    head.message = at = _after(text, size, at, b'message":', 9)
+    if at < 0 or at >= head.message_end:
+        return False
+    if _after(text, size, head.message_end, b',"timestamp":"', 14) < 0 \
+            or text[size - 2] != 0x22 or text[size - 1] != 0x7D:
+        return False
+    for to in range(head.message_end + 14, size - 2):
+        if not (0x2D <= text[to] <= 0x3A or text[to] == 0x54 or text[to] == 0x5A):
+            return False
+    return True
+
+
+cdef tuple _parts(const uint8_t *text, Head *head):
+    """What `read_envelope` returns."""
+    cdef object restore = None, members = None, receipt = None
+    if head.was:
+        restore = _word(text, head.was, head.was_end)
+    elif head.undo >= 0:
+        restore = head.undo
+    if head.members >= 0:
+        members = head.members
+    if head.receipt:
+        receipt = _word(text, head.receipt, head.receipt_end)
+    return (
+        _word(text, NODE_AT, head.node_end), head.seq, head.epoch, _KINDS[head.kind],
+        _word(text, head.ident, head.ident_end) if head.ident else "",
+        restore, members, receipt, head.message, head.message_end,
+    )
+
+
 def read_envelope(payload: bytes) -> tuple[
     str, int, int, str, str, str | int | None, int | None, str | None, int, int
 ] | None:
@@ -88,81 +205,53 @@ def read_envelope(payload: bytes) -> tuple[
         of members, the receipt, and where in the payload the message begins and ends. That the
         message is JSON, or even balanced, is not checked.
     """
+    cdef Head head
     cdef const uint8_t *text = <const uint8_t *>PyBytes_AS_STRING(payload)
-    cdef Py_ssize_t size = PyBytes_GET_SIZE(payload)
-    cdef Py_ssize_t at, to, node_end, message_end = size - TAIL
-    cdef uint64_t seq = 0, epoch = 0, number = 0
-    cdef str kind = ""
-    cdef str ident = ""
-    cdef object restore = None, members = None, receipt = None
-    at = _after(text, size, 0, b'{"server_id":"', 14)
-    node_end = _name_end(text, size, at)
-    if node_end - at > MAX_NODE_NAME or memchr(text + 14, 0x3A, <size_t>max(node_end - 14, 0)):
+    if not _read_head(text, PyBytes_GET_SIZE(payload), &head):
         return None
-    at = _after(text, size, node_end, b'","seq":', 8)
-    at = _number(text, size, at, &seq)
-    at = _after(text, size, at, b',"epoch":', 9)
-    at = _number(text, size, at, &epoch)
-    at = _after(text, size, at, b',"v":1,"', 8)
-    if at < 0 or message_end <= at:
+    return _parts(text, &head)
+
+
+def sift_envelope(payload: bytes, stream: int, own: bytes, records: dict, rooms: object) -> object:
+    """Take a message that nobody here is meant by, and leave all others to the caller.
+
+    In a cluster most messages are for rooms without a member here. They are done with in this one
+    call: it notes the number if it is the next one, and looks for the room.
+
+    Args:
+        payload: of any content.
+        stream: where it came, see redis_wire.
+        own: the id of this node.
+        records: of `positions.Positions`, by node.
+        rooms: with members here; a user's is `user:` and the id.
+
+    Returns:
+        None if it has to be parsed; 0 if this node has sent it; 1 if its number was the next one, and
+        was noted, and nobody here is meant by it. Else what `read_envelope` returns, with another
+        value in front: whether the number was noted.
+    """
+    cdef Head head
+    cdef const uint8_t *text = <const uint8_t *>PyBytes_AS_STRING(payload)
+    cdef Py_ssize_t at = stream, size
+    cdef object record, room
+    cdef list last
+    if not _read_head(text, PyBytes_GET_SIZE(payload), &head):
         return None
-    # Keys that may be there, in this order.
-    to = _after(text, size, at, b'room":"', 7)
-    if to >= 0:
-        kind = "room"
-    else:
-        to = _after(text, size, at, b'to":"', 5)
-        if to >= 0:
-            kind = "to"
-        else:
-            to = _after(text, size, at, b'user":"', 7)
-            if to >= 0:
-                kind = "user"
-            else:
-                to = _after(text, size, at, b'word":"', 7)
-                if to >= 0:
-                    kind = "word"
-    if to >= 0:
-        at = _name_end(text, size, to)
-        if at < 0:
-            return None
-        ident = _word(text, to, at)
-        at = _after(text, size, at, b'","', 3)
-    to = _after(text, size, at, b'was":"', 6)
-    if to >= 0:
-        at = _name_end(text, size, to)
-        if at < 0:
-            return None
-        restore = _word(text, to, at)
-        at = _after(text, size, at, b'","', 3)
-    else:
-        to = _after(text, size, at, b'undo":', 6)
-        if to >= 0:
-            at = _number(text, size, to, &number)
-            restore = number
-            at = _after(text, size, at, b',"', 2)
-    to = _after(text, size, at, b'members":', 9)
-    if to >= 0:
-        at = _number(text, size, to, &number)
-        members = number
-        at = _after(text, size, at, b',"', 2)
-    to = _after(text, size, at, b'receipt":"', 10)
-    if to >= 0:
-        at = _name_end(text, size, to)
-        if at < 0:
-            return None
-        receipt = _word(text, to, at)
-        at = _after(text, size, at, b'","', 3)
-    at = _after(text, size, at, b'message":', 9)
-    if at < 0 or at >= message_end:
-        return None
-    if _after(text, size, message_end, b',"timestamp":"', 14) < 0 or text[size - 2] != 0x22 \
-            or text[size - 1] != 0x7D:
-        return None
-    for to in range(message_end + 14, size - 2):
-        if not (0x2D <= text[to] <= 0x3A or text[to] == 0x54 or text[to] == 0x5A):
-            return None
-    return (
-        _word(text, 14, node_end), seq, epoch, kind, ident, restore, members, receipt,
-        at, message_end,
-    )
+    size = head.node_end - NODE_AT
+    if size == PyBytes_GET_SIZE(own) and memcmp(text + NODE_AT, PyBytes_AS_STRING(own), <size_t>size) == 0:
+        return 0
+    record = records.get(_word(text, NODE_AT, head.node_end))
+    if record is None or <uint64_t>record.epoch != head.epoch:
+        return (False, *_parts(text, &head))
+    last = record.last
+    if at >= PyList_GET_SIZE(last) or <int64_t>last[at] + 1 != <int64_t>head.seq or head.seq == 0:
+        return (False, *_parts(text, &head))
+    last[at] = head.seq
+    if head.receipt == 0:
+        if head.kind == FOR_ROOM and (at == IN_ROOMS or at >= FIRST_SHARD):
+            if _word(text, head.ident, head.ident_end) not in rooms:
+                return 1
+        elif head.kind == FOR_USER and (at == IN_USERS or at >= FIRST_SHARD):
+            if "user:" + _word(text, head.ident, head.ident_end) not in rooms:
+                return 1
+    return (True, *_parts(text, &head))

@@ -82,6 +82,7 @@ class Positions:
             unknown then has begun since, or was missed.
         since: the epoch, in milliseconds since 1970, from which on no beginning can be missed.
         now: the time, set by the caller; used for everything that is heard.
+        records: by node; `_core.sift_envelope` looks into them as well.
     """
 
     def __init__(self, streams: int, ordered: int) -> None:
@@ -91,20 +92,20 @@ class Positions:
         self._streams = streams
         self._ordered = ordered
         self._followed: set[int] = set()
-        self._nodes: dict[str, Record] = {}
+        self.records: Final[dict[str, Record]] = {}
         self._claims: list[_Claim] = []
 
     def get(self, node_id: str) -> Record | None:
         """Return what was heard of a node."""
-        return self._nodes.get(node_id)
+        return self.records.get(node_id)
 
     def live(self, since: float) -> set[str]:
         """Return the nodes of which something was heard since a time."""
-        return {node_id for node_id, record in self._nodes.items() if record.heard >= since}
+        return {node_id for node_id, record in self.records.items() if record.heard >= since}
 
     def all_sharded(self, since: float) -> bool:
         """Whether each node heard of since a time has said that it uses shards."""
-        return all(record.is_sharded for record in self._nodes.values() if record.heard >= since)
+        return all(record.is_sharded for record in self.records.values() if record.heard >= since)
 
     def take(self, node_id: str, stream: int, epoch: int, seq: int) -> int:
         """Note a message.
@@ -112,7 +113,7 @@ class Positions:
         Returns:
             BASELINE, DROP, UNKNOWN, or how many messages before this one are missing.
         """
-        record = self._nodes.get(node_id)
+        record = self.records.get(node_id)
         if record is not None and record.epoch == epoch and record.last[stream] + 1 == seq:
             # Numbers begin at 1, so neither NEVER nor UNSURE leads here.
             record.last[stream] = seq
@@ -148,11 +149,11 @@ class Positions:
         return missing if record.epoch >= self.since else UNKNOWN
 
     def _new(self, node_id: str, epoch: int) -> Record | None:
-        if len(self._nodes) >= MAX_NODES and not self.forget():
+        if len(self.records) >= MAX_NODES and not self.forget():
             return None
         record = Record(epoch, [], self.now, is_complete=self.is_settled)
         record.last = self._beginning(0 if self.is_settled else NEVER)
-        self._nodes[node_id] = record
+        self.records[node_id] = record
         return record
 
     def _restart(self, record: Record, epoch: int) -> None:
@@ -182,7 +183,7 @@ class Positions:
         Returns:
             Whether it is new; what is not may be a replay.
         """
-        record = self._nodes.get(node_id)
+        record = self.records.get(node_id)
         if record is None:
             record = self._new(node_id, epoch)
             if record is None:
@@ -213,7 +214,7 @@ class Positions:
             The ordered streams with missing messages, and how many these are, or UNKNOWN. What
             other streams miss comes out of `overdue` later.
         """
-        record = self._nodes.get(node_id)
+        record = self.records.get(node_id)
         if record is None:
             return {}
         found: dict[int, int] = {}
@@ -248,7 +249,7 @@ class Positions:
         found = []
         while self._claims and self._claims[0].due <= self.now:
             claim = self._claims.pop(0)
-            record = self._nodes.get(claim.node_id)
+            record = self.records.get(claim.node_id)
             if record is None or record.epoch != claim.epoch:
                 continue
             missing: dict[int, int] = {}
@@ -276,20 +277,20 @@ class Positions:
         """
         self._followed.add(stream)
         self._forget_claims(stream)
-        for record in self._nodes.values():
+        for record in self.records.values():
             record.last[stream] = NEVER if is_sure else UNSURE
 
     def unfollow(self, stream: int) -> None:
         """Stop hearing a stream that is not ordered."""
         self._followed.discard(stream)
-        for record in self._nodes.values():
+        for record in self.records.values():
             record.last[stream] = NEVER
 
     def deaf(self, streams: Iterable[int]) -> None:
         """Note that streams are not heard for now, so that some of it may be missed."""
         for stream in streams:
             if stream < self._ordered or stream in self._followed:
-                for record in self._nodes.values():
+                for record in self.records.values():
                     if record.last[stream] == NEVER:
                         record.last[stream] = UNSURE
 
@@ -305,7 +306,7 @@ class Positions:
     def forget(self) -> int:
         """Forget nodes that were silent for long; return how many."""
         long_ago = self.now - KEPT
-        gone = [node_id for node_id, record in self._nodes.items() if record.heard < long_ago]
+        gone = [node_id for node_id, record in self.records.items() if record.heard < long_ago]
         for node_id in gone:
-            del self._nodes[node_id]
+            del self.records[node_id]
         return len(gone)

@@ -15,12 +15,12 @@ from typing import Final, Literal, TypeAlias
 
 from redis.exceptions import RedisError
 
-from falcon_fast._core import read_envelope
+from falcon_fast._core import sift_envelope
 from falcon_fast.bus import BusStatistics, Loss, Receiver, Target
 from falcon_fast.bus.positions import BASELINE, DROP, UNKNOWN, Positions
 from falcon_fast.bus.redis_address import RedisAddress, ShardOwners, describe_error
 from falcon_fast.bus.redis_link import Opened, open_transport
-from falcon_fast.bus.redis_pair import Pair
+from falcon_fast.bus.redis_pair import PROBE, Pair
 from falcon_fast.bus.redis_publisher import error_word
 from falcon_fast.bus.redis_wire import (
     CHANNELS,
@@ -31,7 +31,6 @@ from falcon_fast.bus.redis_wire import (
     NODES,
     ROOMS,
     SYSTEM_STREAM,
-    TARGETS_OF,
     USERS,
     Announcement,
     Refused,
@@ -97,6 +96,13 @@ MIN_MESSAGE_BYTES: Final = 1_048_576
 
 COMPLAINT_INTERVAL: Final = 1.0
 """Seconds between two log lines about messages that are none."""
+
+_NOT_WANTED: Final = 1
+"""What `sift_envelope` says of a message that nobody here is meant by."""
+
+_Outside: TypeAlias = tuple[
+    bool, str, int, int, str, str, str | int | None, int | None, str | None, int, int
+]
 
 Connect: TypeAlias = Callable[[tuple[str, int] | None], Awaitable[Opened]]
 
@@ -181,6 +187,7 @@ class RedisBus:
         self._interest = Interest()
         self._shards_in_use = False
 
+        self._probed: dict[bytes, Pair] = {}
         self._main = self._pair("Redis", None, (*CHANNELS, NODES), self._own_channel)
         self._others: dict[tuple[str, int], Pair] = {}
         self._owners: ShardOwners | None = None
@@ -270,7 +277,7 @@ class RedisBus:
         channels: tuple[bytes, ...],
         probe_channel: bytes,
     ) -> Pair:
-        return Pair(
+        pair = Pair(
             name,
             connect=functools.partial(self._connect, node),
             channels=(*channels, probe_channel),
@@ -281,6 +288,8 @@ class RedisBus:
             on_moved=self._doubt_owners,
             deadline=self._deadline,
         )
+        self._probed[probe_channel] = pair
+        return pair
 
     # --------------------------------------------------------------------------------- publishing
 
@@ -388,36 +397,38 @@ class RedisBus:
 
     def _take(self, channel: bytes, payload: bytes) -> None:
         """Take whatever came. Nothing that comes can end the link."""
+        receiver = self._receiver
+        if receiver is None:
+            return
         try:
             stream = self._streams.get(channel)
             if stream is None:
-                self._word(channel, payload)
-            else:
-                self._message(stream, payload)
+                self._word(receiver, channel, payload)
+                return
+            # Most of what comes is for rooms without members here, and ends in this one call.
+            found = sift_envelope(payload, stream, self._own, self._positions.records, self._rooms)
+            if found == _NOT_WANTED:
+                self._received += 1
+                self._ignored += 1
+            elif type(found) is tuple:
+                self._received += 1
+                self._message(receiver, stream, payload, found)
+            elif found is None:
+                self._foreign(receiver, stream, payload)
         except Refused as error:
             self._refuse(channel, str(error))
         except Exception:
             self._refuse(channel, "it could not be handled")
             log.exception("a message from Redis could not be handled", extra={"kind": "bus_error"})
 
-    def _message(self, stream: int, payload: bytes) -> None:
-        receiver = self._receiver
-        if receiver is None:
-            return
-        head = read_envelope(payload)
-        if head is None:
-            self._foreign(receiver, stream, payload)
-            return
-        node_id, seq, epoch, kind, ident, restore, members, receipt, start, end = head
-        if node_id == self._node_id:
-            return
-        self._received += 1
-        target = target_of(kind)
-        if target not in TARGETS_OF[stream if stream < FIRST_SHARD else FIRST_SHARD]:
-            raise Refused("it came where such a message does not go")
-        missing = self._positions.take(node_id, stream, epoch, seq)
-        if missing != BASELINE and not self._gap(node_id, stream, missing):
-            return
+    def _message(self, receiver: Receiver, stream: int, payload: bytes, outside: _Outside) -> None:
+        """Take a message of our kind that may be meant for somebody here."""
+        is_next, node_id, seq, epoch, kind, ident, restore, members, receipt, start, end = outside
+        target = target_of(kind, stream)
+        if not is_next:
+            missing = self._positions.take(node_id, stream, epoch, seq)
+            if missing != BASELINE and not self._gap(node_id, stream, missing):
+                return
         if not self._is_wanted(target, ident):
             self._ignored += 1
             if receipt is not None:
@@ -520,9 +531,13 @@ class RedisBus:
             self._complained_at = now
             self._untold = 0
 
-    def _word(self, channel: bytes, payload: bytes) -> None:
-        receiver = self._receiver
-        if receiver is None or payload.startswith(self._own, 14):
+    def _word(self, receiver: Receiver, channel: bytes, payload: bytes) -> None:
+        if payload.startswith(PROBE):
+            pair = self._probed.get(channel)
+            if pair is not None:
+                pair.probed(payload)
+                return
+        if payload.startswith(self._own, 14):
             return
         if len(payload) > MAX_CONTROL_BYTES + ENVELOPE_BYTES:
             raise Refused("it is too long")
@@ -834,6 +849,7 @@ class RedisBus:
             self._gone = _add(self._gone, pair)
             self._listening.discard(pair)
             self._speaking.discard(pair)
+            self._probed = {c: p for c, p in self._probed.items() if p is not pair}
             await pair.close()
         self._choose_routing()
         self._weigh()

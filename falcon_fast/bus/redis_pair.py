@@ -39,7 +39,7 @@ class Pair:
         channels: that are always listened to.
         probe_channel: one of them, which nobody else listens to.
         shards: channels that are listened to as well, at the time of the call.
-        on_message: called with channel and payload of what comes, but for probes.
+        on_message: called with channel and payload of what comes; give probes to `probed`.
         on_change: called when a link came or went.
         on_moved: called when the server no longer has a sharded channel.
         deadline: seconds for an attempt to connect.
@@ -65,7 +65,6 @@ class Pair:
     ) -> None:
         self.probe_seconds: float | None = None
         self._probe_channel = probe_channel
-        self._on_message = on_message
         self._on_change = on_change
         self._probe = b""
         self._probed_at = 0.0
@@ -78,7 +77,7 @@ class Pair:
             connect=connect,
             channels=channels,
             shards=shards,
-            on_message=self._message,
+            on_message=on_message,
             on_up=self._changed,
             on_down=self._deaf,
             on_moved=on_moved,
@@ -154,13 +153,11 @@ class Pair:
         if problem := role_problem(reply):
             self.end(problem)
 
-    def _message(self, channel: bytes, payload: bytes) -> None:
-        if channel == self._probe_channel and payload.startswith(PROBE):
-            if payload == self._probe:
-                self._probe = b""
-                self.probe_seconds = time.perf_counter() - self._probe_left
-            return
-        self._on_message(channel, payload)
+    def probed(self, payload: bytes) -> None:
+        """Take what begins with PROBE; only the latest one of this pair means something."""
+        if payload == self._probe:
+            self._probe = b""
+            self.probe_seconds = time.perf_counter() - self._probe_left
 
     def _changed(self) -> None:
         self._on_change(self)

@@ -17,6 +17,9 @@ from benchmarks.macro.load import Latencies, upper_edge
 from benchmarks.macro.peers_table import markdown, merged
 from benchmarks.macro.report import Comparison, Outcome
 
+from ..support import require
+from ..support.redis_server import HINT
+
 ROOT = Path(__file__).parents[2]
 MEMBERS = 20
 
@@ -321,3 +324,14 @@ def test_workloads_do_the_same_each_time(name: str) -> None:
     work = WORKLOADS[name]()
     for _ in range(2):
         work()  # a failure in a callback is raised here
+
+
+def test_quick_bus_compares_three_ways_to_take_a_message(tmp_path: Path) -> None:
+    require("redis-server", hint=HINT)
+    done = benchmarks("run", "bus", "--quick", "--results", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "bus.json").read_text())
+    ways = {name.partition(",")[0] for name in result["figures"]["receiving"]}
+    assert ways == {"falcon_fast", "redis-py listen()", "hiredis alone"}
+    assert result["figures"]["publishing"]["writes"] == 1
+    assert set(result["figures"]["latency"]) == {"same node", "other node"}

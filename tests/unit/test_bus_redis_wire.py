@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from falcon_fast._core import read_envelope
+from falcon_fast._core import read_envelope, sift_envelope
 from falcon_fast.bus import Target
 from falcon_fast.bus.redis_wire import (
     FIRST_SHARD,
@@ -385,3 +385,102 @@ def test_channels() -> None:
 def test_members_and_their_process_travel_in_one_number(members: int, process: str | None) -> None:
     packed = pack_members(members, process)
     assert unpack_members(packed, NODE, ROOM) == (process or NODE, ROOM, members)
+
+
+# --- sifting -------------------------------------------------------------------------------------
+
+
+class Known:
+    """What `sift_envelope` needs of a record."""
+
+    def __init__(self, epoch: int, *last: int) -> None:
+        self.epoch = epoch
+        self.last = list(last)
+
+
+def written(seq: int, target: Target, ident: str, content: bytes, **more: object) -> bytes:
+    return Writer(NODE, EPOCH).message(
+        seq,
+        target,
+        ident,
+        content,
+        timestamp=STAMP,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "ident", "content", "stream", "more"),
+    [
+        (Target.ROOM, ROOM, frame(room=ROOM), ROOMS, {}),
+        (Target.ROOM, ROOM, frame(room=ROOM), ROOMS, {"members": 3}),
+        (Target.USER, "ann", frame(), USERS, {}),
+        (Target.ROOM, ROOM, frame(room=ROOM), FIRST_SHARD, {}),
+        (Target.USER, "ann", frame(), FIRST_SHARD + 1, {"for_original": False}),
+    ],
+)
+def test_what_nobody_here_is_meant_by_is_done_with_at_once(
+    target: Target, ident: str, content: bytes, stream: int, more: dict[str, object]
+) -> None:
+    payload = written(5, target, ident, content, **more)
+    known = Known(EPOCH, *[4] * 6)
+    records = {NODE: known}
+    assert sift_envelope(payload, stream, b"me", records, {"group:x"}) == 1
+    assert known.last[stream] == 5
+    # The same again is not the next one, and somebody else's to judge.
+    again = sift_envelope(payload, stream, b"me", records, {"group:x"})
+    assert isinstance(again, tuple)
+    assert again[0] is False
+    assert again[1:] == read_envelope(payload)
+    known.last[stream] = 4
+    room = ident if target is Target.ROOM else f"user:{ident}"
+    wanted = sift_envelope(payload, stream, b"me", records, {room})
+    assert wanted == (True, *(read_envelope(payload) or ()))
+    assert known.last[stream] == 5
+
+
+def test_what_sifting_leaves_to_others() -> None:
+    known = Known(EPOCH, 4, 4, 4, 4)
+    records = {NODE: known}
+    payload = written(5, Target.ROOM, ROOM, frame(room=ROOM))
+    assert sift_envelope(payload, ROOMS, NODE.encode(), records, ()) == 0, "one's own"
+    assert sift_envelope(payload[:-1], ROOMS, b"me", records, ()) is None
+    for records_, stream in (
+        ({}, ROOMS),
+        ({NODE: Known(EPOCH + 1, 4, 4, 4, 4)}, ROOMS),
+        ({NODE: Known(EPOCH, 4, 3, 4, 4)}, ROOMS),
+        ({NODE: Known(EPOCH, 4, 5, 4, 4)}, ROOMS),
+        ({NODE: Known(EPOCH, 4, -1, 4, 4)}, ROOMS),
+        ({NODE: Known(EPOCH, 4)}, ROOMS),
+        ({NODE: Known(EPOCH)}, 77),
+    ):
+        found = sift_envelope(payload, stream, b"me", records_, ())
+        assert isinstance(found, tuple)
+        assert found[0] is False
+    assert known.last == [4, 4, 4, 4]
+    # Noted, and still not for this call to judge.
+    for seq, text, stream in (
+        (5, written(5, Target.ROOM, ROOM, frame(room=ROOM), receipt="r"), ROOMS),
+        (6, written(6, Target.USER, "ann", frame()), ROOMS),
+        (5, written(5, Target.CONNECTION, "c-1", frame(to="c-1")), MESSAGES),
+        (5, written(5, Target.ALL, "", frame()), SYSTEM_STREAM),
+    ):
+        found = sift_envelope(text, stream, b"me", records, ())
+        assert isinstance(found, tuple)
+        assert found[0] is True
+        assert known.last[stream] == seq
+    zero = Known(EPOCH, -1, -1, -1, -1)
+    none = written(0, Target.ROOM, ROOM, frame(room=ROOM))
+    found = sift_envelope(none, ROOMS, b"me", {NODE: zero}, ())
+    assert isinstance(found, tuple)
+    assert found[0] is False
+
+
+def test_what_sifting_is_given_may_raise() -> None:
+    class Broken:
+        def __contains__(self, name: str) -> bool:
+            raise RuntimeError("a fault")
+
+    payload = written(5, Target.ROOM, ROOM, frame(room=ROOM))
+    with pytest.raises(RuntimeError):
+        sift_envelope(payload, ROOMS, b"me", {NODE: Known(EPOCH, 4, 4)}, Broken())  # type: ignore[arg-type]

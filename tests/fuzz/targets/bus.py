@@ -10,7 +10,6 @@ from falcon_fast._core import read_envelope
 from falcon_fast.bus import Target
 from falcon_fast.bus.redis_wire import (
     FIRST_SHARD,
-    TARGETS_OF,
     Refused,
     Seal,
     checked_frame,
@@ -53,8 +52,9 @@ def check_head(
 ) -> None:
     """What is read from the outside is what a parser reads, if the inside is a message."""
     node_id, seq, epoch, kind, ident, restore, members, receipt, start, end = head
-    target = target_of(kind)
-    if target is None or target not in TARGETS_OF[stream]:
+    try:
+        target = target_of(kind, stream)
+    except Refused:
         return
     sharded = stream >= FIRST_SHARD
     try:
