@@ -16,8 +16,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from functools import partial
+from typing import Final, NamedTuple, TypeAlias
 
 import orjson
 
@@ -31,6 +31,9 @@ __all__ = ["Answer", "Branch", "Hub"]
 FIRST: Final = 1
 """The node process's own bit in a set of processes; each worker has another one."""
 
+_PUBLISH: Final = int(wire.Kind.PUBLISH)
+"""An enumeration's attribute takes longer to look up than a message to hand out."""
+
 MAX_SETS: Final = 4096
 """Sets of processes whose members are remembered."""
 
@@ -43,8 +46,7 @@ Answer: TypeAlias = Callable[[str, bytes], bytes | Awaitable[bytes]]
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Publishing:
+class _Publishing(NamedTuple):
     """What is being published by a process of this node, while the outer bus delivers it here."""
 
     origin: int
@@ -78,21 +80,14 @@ class Branch:
         self.process_id = process_id
         self.bit = bit
         self.waits: set[asyncio.Task[None]] = set()
-        self.pipe = Pipe(on_frame=self._on_frame, on_end=self._on_end)
+        self.on_note = on_note
+        self.pipe = Pipe(on_frame=partial(hub.take, self), on_end=self._on_end)
         self._hub = hub
-        self._on_note = on_note
         self._told_end = on_end
 
     def note(self, what: str, body: bytes = b"") -> None:
         """Tell the worker something."""
         self.pipe.send(wire.write_note(what, body))
-
-    def _on_frame(self, kind: int, body: bytes) -> None:
-        if kind == wire.Kind.NOTE:
-            note = wire.read_note(body)
-            self._on_note(note.what, note.body)
-        else:
-            self._hub.take(self, kind, body)
 
     def _on_end(self, reason: str) -> None:
         self._hub.detach(self)
@@ -171,16 +166,11 @@ class Hub:
 
     def take(self, branch: Branch, kind: int, body: bytes) -> None:
         """Take a frame of a worker."""
-        if kind == wire.Kind.PUBLISH:
-            sent = wire.read_publication(body)
+        if kind == _PUBLISH:
+            target, ident, frame, members, receipt = wire.read_publication(body)
+            publishing = _Publishing(branch.bit, branch.process_id, members)
             try:
-                self._publish(
-                    _Publishing(branch.bit, branch.process_id, sent.members),
-                    sent.target,
-                    sent.ident,
-                    sent.frame,
-                    sent.receipt,
-                )
+                self._publish(publishing, target, ident, frame, receipt)
             except BusUnavailable:
                 # The worker has said so by itself, from what it knows of the outer bus.
                 log.debug("other nodes were not told of a worker's message")
@@ -198,6 +188,9 @@ class Hub:
             self._sync(branch, wire.read_ticket(body))
         elif kind == wire.Kind.CALL:
             self._answer(branch, wire.read_call(body))
+        elif kind == wire.Kind.NOTE:
+            note = wire.read_note(body)
+            branch.on_note(note.what, note.body)
         else:
             raise ValueError(f"a worker sent a frame of kind {kind}")
 

@@ -19,6 +19,9 @@ from falcon_fast.errors import BusUnavailable
 
 __all__ = ["NodeLink"]
 
+_DELIVER: Final = int(wire.Kind.DELIVER)
+"""An enumeration's attribute takes longer to look up than a message to hand out."""
+
 CALL_TIMEOUT: Final = 3.0
 """Seconds the node process has for an answer."""
 
@@ -98,7 +101,11 @@ class NodeLink:
     # -------------------------------------------------------------------------- what it hears
 
     def _take(self, kind: int, body: bytes) -> None:
-        if kind == wire.Kind.NOTE:
+        if kind == _DELIVER:
+            if self._receiver is not None:
+                target, ident, frame = wire.read_delivery(body)
+                self._last = self._receiver.deliver(target, ident, frame)
+        elif kind == wire.Kind.NOTE:
             note = wire.read_note(body)
             self._on_note(note.what, note.body)
         elif kind == wire.Kind.STATE:
@@ -113,10 +120,7 @@ class NodeLink:
             self._hear(self._receiver, kind, body)
 
     def _hear(self, receiver: Receiver, kind: int, body: bytes) -> None:
-        if kind == wire.Kind.DELIVER:
-            message = wire.read_delivery(body)
-            self._last = receiver.deliver(message.target, message.ident, message.frame)
-        elif kind == wire.Kind.COUNTED:
+        if kind == wire.Kind.COUNTED:
             change = wire.read_counted(body)
             # The worker may have left the room while this was on its way.
             if change.room in receiver.rooms:

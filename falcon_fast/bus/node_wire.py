@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 
 import orjson
 
@@ -86,6 +86,11 @@ class Kind(enum.IntEnum):
     NOTE = 32
 
 
+# An enumeration's attribute takes longer to look up than a message to write.
+_PUBLISHES: Final = int(Kind.PUBLISH)
+_DELIVERS: Final = int(Kind.DELIVER)
+_COUNTS: Final = int(Kind.COUNTED)
+
 _TARGETS: Final = tuple(Target)
 _PLACE: Final = {target: place for place, target in enumerate(_TARGETS)}
 
@@ -103,7 +108,7 @@ _HAS_MEMBERS: Final = 1
 _HAS_RECEIPT: Final = 2
 
 
-def frame(kind: Kind, body: bytes) -> bytes:
+def frame(kind: int, body: bytes) -> bytes:
     """Return a frame.
 
     Raises:
@@ -117,8 +122,7 @@ def frame(kind: Kind, body: bytes) -> bytes:
 # --------------------------------------------------------------------------------- publications
 
 
-@dataclass(frozen=True, slots=True)
-class Publication:
+class Publication(NamedTuple):
     """What a worker publishes; see `Bus.publish`."""
 
     target: Target
@@ -136,7 +140,7 @@ def write_publication(
     asked = b"" if receipt is None else receipt.encode()
     flags = (members is not None) * _HAS_MEMBERS | (receipt is not None) * _HAS_RECEIPT
     begin = _PUBLICATION.pack(_PLACE[target], flags, members or 0, len(name), len(asked))
-    return frame(Kind.PUBLISH, b"".join((begin, name, asked, message)))
+    return frame(_PUBLISHES, b"".join((begin, name, asked, message)))
 
 
 def read_publication(body: bytes) -> Publication:
@@ -153,8 +157,7 @@ def read_publication(body: bytes) -> Publication:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """A message for connections of a worker; see `Receiver.deliver`."""
 
     target: Target
@@ -165,7 +168,7 @@ class Delivery:
 def write_delivery(target: Target, ident: str, message: bytes) -> bytes:
     """Return a frame that brings a message."""
     name = ident.encode()
-    return frame(Kind.DELIVER, b"".join((_DELIVERY.pack(_PLACE[target], len(name)), name, message)))
+    return frame(_DELIVERS, b"".join((_DELIVERY.pack(_PLACE[target], len(name)), name, message)))
 
 
 def read_delivery(body: bytes) -> Delivery:
@@ -175,8 +178,7 @@ def read_delivery(body: bytes) -> Delivery:
     return Delivery(_TARGETS[place], body[_DELIVERY.size : begin].decode(), body[begin:])
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
+class Counted(NamedTuple):
     """A room's change on another process; see `Receiver.counted`."""
 
     process_id: str
@@ -189,7 +191,7 @@ def write_counted(process_id: str, room: str, members: int, message: bytes) -> b
     """Return a frame that tells of a room's change."""
     who, name = process_id.encode(), room.encode()
     begin = _COUNTED.pack(members, len(who), len(name))
-    return frame(Kind.COUNTED, b"".join((begin, who, name, message)))
+    return frame(_COUNTS, b"".join((begin, who, name, message)))
 
 
 def read_counted(body: bytes) -> Counted:
@@ -202,8 +204,7 @@ def read_counted(body: bytes) -> Counted:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Confirm:
+class Confirm(NamedTuple):
     """A wish to be told how many got a message; see `Receiver.confirm`.
 
     Attributes:
@@ -235,8 +236,7 @@ def read_confirm(body: bytes) -> Confirm:
 # ------------------------------------------------------------------------------ between processes
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
+class Word(NamedTuple):
     """What one process tells others.
 
     Attributes:
@@ -339,8 +339,7 @@ def read_state(body: bytes) -> State:
 # ------------------------------------------------------------------------- worker and node process
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(NamedTuple):
     """Something told to the other end.
 
     Attributes:
@@ -364,8 +363,7 @@ def read_note(body: bytes) -> Note:
     return Note(body[_NOTE.size : begin].decode(), body[begin:])
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """A worker's question to the node process; see `Note`."""
 
     number: int
@@ -386,8 +384,7 @@ def read_call(body: bytes) -> Call:
     return Call(number, body[_CALL.size : begin].decode(), body[begin:])
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """The answer to a `Call`; its body is the reason when it did not go well."""
 
     number: int

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import sys
 import time
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -112,3 +115,40 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = falcon_fast.Nothing
     assert falcon_fast.Service.__name__ == "Service"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux spreads connections over processes")
+async def test_a_host_program_may_have_workers(tmp_path: Path) -> None:
+    chosen = settings(workers=2, sqlite_path=str(tmp_path / "falcon.db"))
+    async with asyncio.timeout(60):
+        async with falcon_fast.Falcon(chosen) as falcon:
+            clients = [
+                await connect(falcon.url, additional_headers=bearer(f"user-{number}"))
+                for number in range(8)
+            ]
+            for client in clients:
+                for _ in range(2):
+                    await client.recv()
+            sent = await falcon.service.broadcast("notification", {"title": "Hi"})
+            assert (sent.recipients_count, sent.partial) == (8, ())
+            for client in clients:
+                assert json.loads(await client.recv())["data"] == {"title": "Hi"}
+            listed = await falcon.service.list_connections()
+            assert listed.total == 8
+        for client in clients:
+            with pytest.raises(ConnectionClosed) as closed:
+                await client.recv()
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1012
+
+
+async def test_a_worker_that_cannot_start_stops_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if the interpreter were gone: what is started ends at once.
+    monkeypatch.setattr("falcon_fast.workers.sys.executable", shutil.which("false"))
+    chosen = settings(workers=2, sqlite_path=str(tmp_path / "falcon.db"))
+    async with asyncio.timeout(60):
+        with pytest.raises(FalconError, match="a worker cannot start: exit code 1"):
+            async with falcon_fast.Falcon(chosen):
+                raise AssertionError("it runs")

@@ -362,6 +362,17 @@ def test_errors_are_sampled() -> None:
     assert stream.getvalue().count("\n") in (10, 20)
 
 
+def test_each_line_of_a_process_says_which_it_is() -> None:
+    stream = io.StringIO()
+    with bare_root():
+        set_up_logging(log_format="json", stream=stream, process_id="node.1")
+        logging.getLogger("falcon_fast.x").info("mine")
+        logging.getLogger("another").warning("of another maker")
+        logging.getLogger("falcon_fast.x").info("theirs", extra={"process_id": "node.2"})
+    found = [json.loads(line)["process_id"] for line in stream.getvalue().splitlines()]
+    assert found == ["node.1", "node.1", "node.2"]
+
+
 def test_logging_that_is_set_up_already_is_left_alone() -> None:
     mine = logging.NullHandler()
     with bare_root() as root:

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from falcon_fast.statistics import Health, Histogram, Statistics, status_document
+from falcon_fast.statistics import Health, Histogram, Statistics, status_document, worst
 
 COUNTS = Statistics(
     total_connections=5,
@@ -66,3 +66,18 @@ def test_a_histogram_counts_each_value_in_the_first_bucket_that_holds_it() -> No
     assert histogram.bounds == (0.1, 1.0)
     assert histogram.counts == [2, 2, 1]
     assert histogram.sum == pytest.approx(6.21)
+
+
+def test_the_counts_of_two_processes_together() -> None:
+    none_yet = Statistics(1, 1, 1, 1, 1, None)
+    assert COUNTS + none_yet == Statistics(6, 3, 4, 41, 91, COUNTS.last_connection_time)
+    assert none_yet + COUNTS == COUNTS + none_yet
+    assert (none_yet + none_yet).last_connection_time is None
+    later = dataclasses.replace(COUNTS, last_connection_time=1_767_323_046.0)
+    assert (COUNTS + later).last_connection_time == 1_767_323_046.0
+
+
+def test_the_worst_of_several() -> None:
+    assert worst("healthy", "healthy") == "healthy"
+    assert worst("healthy", "degraded") == "degraded"
+    assert worst("degraded", "unhealthy", "healthy") == "unhealthy"
