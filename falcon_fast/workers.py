@@ -33,7 +33,7 @@ from falcon_fast.statistics import Health, Share, Statistics, worst
 __all__ = ["Child", "Launch", "Reservation", "Workers", "launch"]
 
 START_TIMEOUT: Final = 60.0
-"""Seconds the workers have to get ready when the node starts."""
+"""Seconds a worker has to get ready."""
 
 RESTART_FIRST: Final = 0.1
 RESTART_LAST: Final = 1.0
@@ -193,7 +193,7 @@ class _Worker:
         gone: done when its pipe has ended.
         report: its latest.
         figures: the latest that it has reported.
-        reported_at: when that was, by the loop's clock.
+        reported_at: when that was, or when it was started, by the loop's clock.
     """
 
     process_id: str
@@ -326,6 +326,7 @@ class Workers:
         worker = _Worker(
             process_id, loop.create_future(), loop.create_future(), loop.create_future()
         )
+        worker.reported_at = loop.time()
         worker.branch = self._hub.attach(
             process_id,
             on_note=lambda what, body: self._noted(worker, what, body),
@@ -415,22 +416,28 @@ class Workers:
             self._hub.detach(worker.branch)
         del self._live[worker.process_id]
         _settle(worker.drained, None)
-        was_up, worker.is_up = worker.is_up, False
+        worker.is_up = False
         # What it has done stays in the sums; what it had is gone.
         add_figures(self._figures, lasting(worker.figures))
         statistics = self._statistics + worker.report.statistics
         self._statistics = replace(statistics, active_connections=0, total_rooms=0)
         # One that was told to stop has said goodbye by itself.
-        if was_up and self._on_death is not None and not self._over.is_set():
+        has_lived = worker.child is not None
+        if has_lived and self._on_death is not None and not self._over.is_set():
             self._spawn(self._on_death(worker.process_id))
 
     def _spawn(self, work: Awaitable[None]) -> None:
         async def run() -> None:
             await work
 
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("a task failed", exc_info=error)
+
         task = asyncio.get_running_loop().create_task(run())
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(done)
 
     def _noted(self, worker: _Worker, what: str, body: bytes) -> None:
         if what == crew.REPORT:
@@ -463,8 +470,9 @@ class Workers:
                 worker.reported_at = now
         self._looked_at = now
         for worker in self._live.values():
-            if worker.is_up and now - worker.reported_at > SILENT:
-                worker.failure = f"it said nothing for {SILENT:g} s"
+            patience = SILENT if worker.is_up else START_TIMEOUT
+            if now - worker.reported_at > patience:
+                worker.failure = f"it said nothing for {patience:g} s"
                 worker.kill()
 
     # ------------------------------------------------------------------------- the node as a whole

@@ -22,6 +22,9 @@ __all__ = ["NodeLink"]
 _DELIVER: Final = int(wire.Kind.DELIVER)
 """An enumeration's attribute takes longer to look up than a message to hand out."""
 
+STALL: Final = 120.0
+"""Seconds the node process may stand still: without it no worker can serve anybody for long."""
+
 CALL_TIMEOUT: Final = 3.0
 """Seconds the node process has for an answer."""
 
@@ -43,7 +46,7 @@ class NodeLink:
     def __init__(
         self, *, on_note: Callable[[str, bytes], None], on_end: Callable[[str], None]
     ) -> None:
-        self.pipe = Pipe(on_frame=self._take, on_end=self._on_end)
+        self.pipe = Pipe(on_frame=self._take, on_end=self._on_end, stall=STALL)
         self._on_note = on_note
         self._told_end = on_end
         self._node_id = ""

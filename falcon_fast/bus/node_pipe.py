@@ -24,7 +24,7 @@ MAX_WAITING: Final = 128 * 1024 * 1024
 """Octets that may wait for the other end: twice the largest frame."""
 
 STALL: Final = 20.0
-"""Seconds within which the other end has to take something of what waits for it."""
+"""Seconds within which a worker has to take something of what waits for it."""
 
 LOOK: Final = 1.0
 """Seconds between two looks at whether it does."""
@@ -38,13 +38,19 @@ class Pipe(asyncio.BufferedProtocol):
     Args:
         on_frame: called with the kind and the body of each frame that arrives.
         on_end: called once, with the reason, when nothing more will arrive.
+        stall: seconds within which the other end has to take something of what waits for it.
     """
 
     def __init__(
-        self, *, on_frame: Callable[[int, bytes], None], on_end: Callable[[str], None]
+        self,
+        *,
+        on_frame: Callable[[int, bytes], None],
+        on_end: Callable[[str], None],
+        stall: float = STALL,
     ) -> None:
         self._on_frame = on_frame
         self._on_end = on_end
+        self._stall = stall
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray(READ_BUFFER)
@@ -54,6 +60,7 @@ class Pipe(asyncio.BufferedProtocol):
         self._written = 0
         self._taken = 0  # by the other end, when last looked at
         self._taken_at = 0.0
+        self._looked_at = 0.0
         self._look: asyncio.TimerHandle | None = None
         self._reason = "the other end has closed it"
         self._has_ended = False
@@ -64,7 +71,7 @@ class Pipe(asyncio.BufferedProtocol):
         """Begin, and send what was sent before."""
         # uvloop's transports look like asyncio's and are not derived from them.
         self._transport = cast("asyncio.Transport", transport)
-        self._taken_at = self._loop.time()
+        self._taken_at = self._looked_at = self._loop.time()
         self._look = self._loop.call_later(LOOK, self._look_at_it)
         self._flush()
 
@@ -152,10 +159,13 @@ class Pipe(asyncio.BufferedProtocol):
             return
         self._look = self._loop.call_later(LOOK, self._look_at_it)
         now = self._loop.time()
+        if now - self._looked_at > 2 * LOOK:
+            self._taken_at = now  # it was this process that stood still
+        self._looked_at = now
         waiting = transport.get_write_buffer_size()
         if not waiting or self._written - waiting != self._taken:
             self._taken, self._taken_at = self._written - waiting, now
-        elif now - self._taken_at >= STALL:
+        elif now - self._taken_at >= self._stall:
             self.end("it takes nothing of what is sent to it")
 
     async def drained(self, timeout: float) -> None:

@@ -171,3 +171,17 @@ async def test_drained_waits_for_the_other_end_but_not_for_ever() -> None:
     one.pipe.end("over")
     await waiting
     assert one.ends == ["over"]
+
+
+async def test_whoever_stood_still_itself_gives_up_nobody() -> None:
+    one, _, near, _ = pair()
+    near.stalled = True
+    one.pipe.send(frame(Kind.NOTE, b"x" * 100))
+    await asyncio.sleep(2 * LOOK)
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, FakeTimeLoop)
+    loop.clock.advance(2 * STALL)
+    await asyncio.sleep(STALL / 2)
+    assert one.ends == []
+    await asyncio.sleep(STALL)
+    assert one.ends == ["it takes nothing of what is sent to it"]

@@ -307,6 +307,35 @@ async def test_one_that_says_nothing_is_killed(
     assert vars(death)["reason"] == f"it said nothing for {SILENT:g} s"
 
 
+async def test_one_that_never_gets_ready_later_is_killed(
+    workers: Workers, yard: Yard, node: Node
+) -> None:
+    await workers.start(node.gateway, yard.bury)
+    yard.obeys = False
+    yard.children[0].kill()
+    await asyncio.sleep(1.0)
+    yard.obeys = True
+    hangs = yard.children[2]
+    for _ in range(int(START_TIMEOUT) + 3):
+        yard.children[1].report(Report())
+        await asyncio.sleep(1.0)
+    assert hangs.ended.result() == KILLED
+    assert workers.workers_up == 2
+    assert yard.buried == ["node.1", "node.1-1"]
+
+
+async def test_a_burial_that_fails_is_told(
+    workers: Workers, yard: Yard, node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(process_id: str) -> None:
+        raise LookupError(process_id)
+
+    await workers.start(node.gateway, fail)
+    yard.children[0].kill()
+    await turns(30)
+    assert "a task failed" in caplog.messages
+
+
 async def test_when_the_node_process_stood_still_nobody_is_killed(
     workers: Workers, yard: Yard, node: Node
 ) -> None:
