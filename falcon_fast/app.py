@@ -90,7 +90,7 @@ class Falcon:
         """Start.
 
         Raises:
-            SettingsError: the settings ask for what this version does not have.
+            SettingsError: a backend cannot do what the settings ask for.
             FalconError: a backend cannot be used, or an address cannot be bound.
         """
         if self._server is not None:
@@ -141,7 +141,7 @@ async def running(
         epoll: False to leave all connections on their asyncio transports.
 
     Raises:
-        SettingsError: the settings ask for what this version does not have.
+        SettingsError: a backend cannot do what the settings ask for.
         FalconError: a backend cannot be used, or an address cannot be bound.
     """
     refuse_unsupported(settings)
