@@ -278,9 +278,17 @@ EXEMPTIONS: Final = {
     ),
     "connection-lines": Exemption(
         "RFC 9110 section 5.3: lines of one name are one list. wsproto reads the last line only.",
-        lambda request: len(request.get_all("connection")) > 1,
+        lambda request: len(lines := request.get_all("connection")) > 1 and all(lines),
         swap(MINIMAL, b"Connection", b"Upgrade", b"keep-alive"),
         websockets=False,
+        wsproto=True,
+    ),
+    "connection-empty-line": Exemption(
+        "The same, and section 5.6.1.2: empty elements are to be ignored. websockets refuses a "
+        "line that holds nothing, though not an empty element between others.",
+        lambda request: not all(request.get_all("connection")),
+        swap(MINIMAL, b"Connection", b"Upgrade", b""),
+        websockets=True,
         wsproto=True,
     ),
     "host-idna": Exemption(
