@@ -83,12 +83,10 @@ cdef class _Input(_End):
         cdef int reason, pong_size = -1, pongs = 0
         cdef uint8_t pong[125]
         cdef bytes refusal = None, first_refused = None
-        cdef bint told
         self.depth += 1
         try:
             while size and conn.state == OPEN and conn.generation == generation:
                 assembly = conn.assembly
-                told = first_refused is not None
                 if assembly != NULL and assembly.in_payload:
                     take = <size_t>min(assembly.missing, <uint64_t>size)
                     self._take(slot, data, take)
@@ -107,7 +105,7 @@ cdef class _Input(_End):
                         else:
                             self._control(slot, assembly.opcode, assembly.control, assembly.arrived)
                     elif assembly.fin:
-                        refusal = self._finish(slot, told)
+                        refusal = self._finish(slot, first_refused is not None)
                     if refusal is not None:
                         refused += 1
                         first_refused = refusal if first_refused is None else first_refused
@@ -166,9 +164,12 @@ cdef class _Input(_End):
                     elif opcode >= 8:
                         self._control(slot, opcode, data, length)
                     else:
-                        refusal = self._complete(
-                            slot, opcode, data, <size_t>length, header[0] & 0x40, told
-                        )
+                        if header[0] & 0x40:
+                            refusal = self._unpack(
+                                slot, opcode, data, <size_t>length, first_refused is not None
+                            )
+                        else:
+                            refusal = self._complete(slot, opcode, data, <size_t>length)
                         if refusal is not None:
                             refused += 1
                             first_refused = refusal if first_refused is None else first_refused
@@ -195,7 +196,7 @@ cdef class _Input(_End):
                 if length == 0:
                     assembly.in_payload = False
                     if fin:
-                        refusal = self._finish(slot, told)
+                        refusal = self._finish(slot, first_refused is not None)
                         if refusal is not None:
                             refused += 1
                             first_refused = refusal if first_refused is None else first_refused
@@ -354,14 +355,9 @@ cdef class _Input(_End):
         return self._message(slot, payload, opcode == OP_TEXT)
 
     @cython.final
-    cdef bytes _complete(
-        self, uint32_t slot, uint8_t opcode, const uint8_t *data, size_t size, bint compressed,
-        bint told,
-    ):
+    cdef bytes _complete(self, uint32_t slot, uint8_t opcode, const uint8_t *data, size_t size):
         """A message in one frame: hand it over. Returns it when it was refused."""
         cdef uint32_t utf8 = 0
-        if compressed:
-            return self._unpack(slot, opcode, data, size, told)
         if opcode == OP_TEXT and (ff_utf8(&utf8, data, size) or utf8):
             self._close(slot, INVALID_PAYLOAD)
             return None
@@ -419,7 +415,7 @@ cdef class _Input(_End):
         return None
 
     @cython.final
-    cdef double _tokens(self, Conn *conn) noexcept:
+    cdef inline double _tokens(self, Conn *conn) noexcept:
         # A token bucket in thousandths of a message.
         cdef double tokens = conn.tokens + (
             <uint32_t>(<uint32_t>self.now_ms - conn.rate_at) * self.message_rate
