@@ -28,7 +28,6 @@ from ..support.witness import Crowd, Witness, away
 
 pytestmark = pytest.mark.integration
 
-LONG = os.environ.get("FALCON_LONG_FAULTS") == "1"
 KILLS = int(os.environ.get("FALCON_KILLS", "3"))
 
 _numbers = itertools.count(1)
@@ -258,7 +257,7 @@ def test_accounts(cluster: Cluster, crowd: Crowd, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not LONG, reason="outages of minutes: FALCON_LONG_FAULTS=1")
+@pytest.mark.on_request("FALCON_LONG_FAULTS")
 @pytest.mark.parametrize("seconds", [2, 20, 120])
 @pytest.mark.parametrize("how", ["kill", "freeze", "blackhole"])
 def test_x02_long_outages(cluster: Cluster, crowd: Crowd, how: str, seconds: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -26,8 +25,6 @@ pytestmark = pytest.mark.integration
 
 RECONNECT = 5.0
 """Seconds after Redis' return within which nodes are connected again."""
-
-LONG = os.environ.get("FALCON_LONG_FAULTS") == "1"
 
 _numbers = itertools.count(1)
 

@@ -17,6 +17,9 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Final, Self, TypeVar
 
+_CHANCE: Final = random.Random()
+"""Of the proxies' own: they run in threads, and Hypothesis watches the module's."""
+
 CHUNK: Final = 65_536
 """Octets read at once."""
 
@@ -324,7 +327,7 @@ class _Link:
         while True:
             await gate.wait()
             data = await loop.sock_recv(source, CHUNK)
-            due = max(due, loop.time() + traffic.delay + random.uniform(0, traffic.jitter))
+            due = max(due, loop.time() + traffic.delay + _CHANCE.uniform(0, traffic.jitter))
             await ahead.put((due, data))
             if not data:
                 return
