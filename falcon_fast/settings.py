@@ -754,12 +754,14 @@ def secret_problem(secret: str) -> str | None:
         The reason, or None if the secret may be used.
     """
     try:
-        raw = secret.strip().encode("utf-8", "surrogateescape")
+        whole = secret.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return "it is not valid UTF-8"
+    raw = secret.strip().encode("utf-8", "surrogateescape")
     if len(raw) < MIN_SECRET_BYTES:
         return f"too short ({len(raw)} bytes)"
-    if _is_der(raw) or _SSH_BLOB.match(raw):
+    # The last byte of a key may be one that looks like white space.
+    if _is_der(raw) or _is_der(whole) or _SSH_BLOB.match(raw):
         return "it is a key or a certificate, not a secret"
     for text in (secret, *_unwrapped(secret)):
         if _is_key_text(text):

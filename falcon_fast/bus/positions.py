@@ -8,7 +8,7 @@ far it is, so that the loss of the last messages before a silence is found as we
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 __all__ = ["BASELINE", "DROP", "UNKNOWN", "Positions", "Record"]
@@ -50,6 +50,7 @@ class Record:
         word_epoch: of what it tells nodes.
         words: latest number of what it tells to all, and to this one.
         is_sharded: whether it uses shards, None while it has not said.
+        told: its latest announcement, None before the first.
     """
 
     epoch: int
@@ -59,6 +60,7 @@ class Record:
     word_epoch: int = 0
     words: list[int] = field(default_factory=lambda: [0, 0])
     is_sharded: bool | None = None
+    told: Mapping[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,15 @@ class _Claim:
     node_id: str
     epoch: int
     at: Mapping[int, int]
+    before: Mapping[int, int] | None
+
+    def is_news(self, stream: int) -> bool:
+        """Whether something was said in a stream since the announcement before, if there was one.
+
+        It may have been said before the stream was followed; nothing tells the two apart, and one
+        `resync` too many is better than one too few.
+        """
+        return self.before is not None and self.before.get(stream, 0) != self.at[stream]
 
 
 class Positions:
@@ -236,8 +247,12 @@ class Positions:
             else:
                 found[stream] = sent - last if last else self._since_its_start(record, sent)
         record.is_complete = True
+        before, record.told = record.told, at
+        for stream in self._followed:
+            if record.last[stream] == NEVER and stream not in at:
+                record.last[stream] = 0  # so whatever it says there is said from now on
         if claimed := {s: n for s, n in at.items() if s in self._followed}:
-            self._claims.append(_Claim(self.now + TOLERANCE, node_id, epoch, claimed))
+            self._claims.append(_Claim(self.now + TOLERANCE, node_id, epoch, claimed, before))
         return found
 
     def overdue(self) -> list[tuple[str, dict[int, int]]]:
@@ -258,7 +273,7 @@ class Positions:
                 if last >= sent or stream not in self._followed:
                     continue
                 record.last[stream] = sent
-                if last == UNSURE:
+                if last == UNSURE or (last == NEVER and claim.is_news(stream)):
                     missing[stream] = UNKNOWN
                 elif last >= 0:
                     missing[stream] = sent - last
@@ -297,9 +312,7 @@ class Positions:
     def _forget_claims(self, stream: int) -> None:
         """Drop what was announced before a stream was heard: it was not meant for us."""
         self._claims = [
-            _Claim(c.due, c.node_id, c.epoch, {s: n for s, n in c.at.items() if s != stream})
-            if stream in c.at
-            else c
+            replace(c, at={s: n for s, n in c.at.items() if s != stream}) if stream in c.at else c
             for c in self._claims
         ]
 

@@ -133,9 +133,30 @@ def test_a_shard_begins_with_what_is_heard_first() -> None:
     assert positions.overdue() == []
     positions.unfollow(SHARD)
     positions.follow(SHARD, is_sure=True)
-    positions.announced(ANN, EPOCH, {0: 1, SHARD: 7})
+    positions.announced(ANN, EPOCH, {0: 1, SHARD: 5})
     positions.now *= 2
     assert positions.overdue() == []
+    assert positions.take(ANN, SHARD, EPOCH, 7) == 1
+
+
+def test_a_shard_in_which_nothing_was_said_begins_at_one() -> None:
+    positions = make()
+    positions.take(ANN, 0, EPOCH, 1)
+    positions.follow(SHARD, is_sure=True)
+    positions.announced(ANN, EPOCH, {0: 1})
+    positions.announced(ANN, EPOCH, {0: 1, SHARD: 2})
+    positions.now = TOLERANCE
+    assert positions.overdue() == [(ANN, {SHARD: 2})]
+
+
+def test_what_was_said_around_the_time_a_shard_was_followed_may_be_missing() -> None:
+    positions = make()
+    positions.take(ANN, 0, EPOCH, 1)
+    positions.announced(ANN, EPOCH, {0: 1, SHARD: 5})
+    positions.follow(SHARD, is_sure=True)
+    positions.announced(ANN, EPOCH, {0: 1, SHARD: 7})
+    positions.now = TOLERANCE
+    assert positions.overdue() == [(ANN, {SHARD: UNKNOWN})]
     assert positions.take(ANN, SHARD, EPOCH, 9) == 1
 
 

@@ -833,3 +833,10 @@ def test_issuer_audience_and_lifetime() -> None:
         for wrong in ("a b", "x" * 257, "ü"):
             (problem,) = problems(**{name: wrong})
             assert problem.startswith(f"{name}: came ")
+
+
+def test_a02_a_key_that_ends_like_white_space_is_a_key() -> None:
+    # A SEQUENCE of two INTEGERs, the last byte of which is a blank.
+    key = bytes([0x30, 0x26, 0x02, 0x20, *range(0x40, 0x60), 0x02, 0x02, 0x01, 0x20])
+    problem = secret_problem(key.decode("utf-8", "surrogateescape"))
+    assert problem == "it is a key or a certificate, not a secret"
