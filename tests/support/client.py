@@ -272,6 +272,10 @@ class Client:
         assert self.welcome["type"] == "system_notification", self.welcome
         self.id = self.welcome["data"]["connection_id"]
         rooms = self.hear()
+        # It is in its personal room from the welcome on: its user's others may come and go.
+        while rooms.get("room") == f"user:{self.welcome['data']['user_id']}":
+            assert rooms["data"]["action"] in {"member_joined", "member_left"}, rooms
+            rooms = self.hear()
         assert (rooms["type"], rooms["data"]["action"]) == ("room_update", "joined"), rooms
         self.rooms = rooms["data"]["rooms"]
 
