@@ -25,7 +25,7 @@ GENERATOR_BUSY = 0.97
 #: many seconds, so many times at most.
 FOREIGN = 0.1
 REST = 0.5
-ATTEMPTS = 4
+ATTEMPTS = 2
 #: Longest window, in seconds, that is too short for the kernel's ticks to tell.
 UNJUDGED = 0.5
 #: Seconds after a window in which late deliveries still count as deliveries.

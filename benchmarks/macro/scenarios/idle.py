@@ -57,7 +57,7 @@ def run(run: Run) -> Outcome:
     most = run.pick(run.connections, 10_000, 200)
     if most > MAX_CONNECTIONS or most % (2 * MEMBERS):
         raise BenchmarkError(f"at most {MAX_CONNECTIONS} connections, in hundreds")
-    seconds, settle = run.pick(None, 60.0, 0.5), run.pick(None, 1.0, 0.2)
+    seconds, settle = run.pick(None, 30.0, 0.5), run.pick(None, 1.0, 0.2)
     outcome = Outcome(
         {"connections": most, "members": MEMBERS, "seconds": seconds, "loop": run.loop}
     )

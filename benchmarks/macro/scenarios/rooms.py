@@ -38,7 +38,7 @@ NEARLY = 3.0
 #: Most steps.
 STEPS = 14
 #: Seconds for the search, a contender: on a machine that others disturb a knee stays where it is.
-SEARCH_SECONDS = 20.0
+SEARCH_SECONDS = 14.0
 #: Where latency is compared: at this share of everybody's own knee.
 SHARE = 0.7
 #: What was promised for 10 rooms of 1 000: deliveries a CPU second, to those of the peer.
