@@ -59,7 +59,7 @@ _ID_KEY: Final = web.RequestKey("request_id", str)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-RenderMetrics = Callable[[], tuple[bytes, str]]
+RenderMetrics = Callable[[], Awaitable[tuple[bytes, str]]]
 """Returns the metrics in Prometheus' text format, and their content type."""
 
 
@@ -290,7 +290,7 @@ def _file(name: str) -> Handler:
 
 def _metrics(render: RenderMetrics) -> Handler:
     async def handle(_request: web.Request) -> web.StreamResponse:
-        body, content_type = render()
+        body, content_type = await render()
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     return handle

@@ -188,7 +188,7 @@ async def running(
                 host=settings.admin_host,
                 port=settings.admin_port,
                 max_json_depth=settings.max_json_depth,
-                metrics=metrics.render,
+                metrics=metrics.scrape,
                 cursor_key=_derived(settings, b"falcon_fast cursors"),
             )
         stack.push_async_callback(admin.close)

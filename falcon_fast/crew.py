@@ -21,6 +21,7 @@ __all__ = [
     "DRAIN",
     "DRAINED",
     "FAILED",
+    "FIGURES",
     "FIGURES_EVERY",
     "READY",
     "REPORT",
@@ -42,6 +43,7 @@ BEGIN: Final = "begin"
 SHARE: Final = "share"
 DRAIN: Final = "drain"
 STOP: Final = "stop"
+FIGURES: Final = "figures"
 
 # Notes of a worker to the node process.
 READY: Final = "ready"
@@ -52,8 +54,8 @@ DRAINED: Final = "drained"
 REPORT_EVERY: Final = 0.25
 """Seconds between two reports of a worker; each is answered with what the others have done."""
 
-FIGURES_EVERY: Final = 4
-"""Reports of which one has the figures for the metrics, which nobody reads more often."""
+FIGURES_EVERY: Final = 40
+"""Reports of which one has the figures for the metrics, unasked: what is left of a dead worker."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Prometheus metrics: read from the counters of a node when somebody scrapes, and not before.
 
-In a node of several processes each reads its own, once a second for the node process, which adds
-them up: counters and histograms always, gauges where a sum means something.
+In a node of several processes each reads its own and the node process adds them up: counters and
+histograms always, gauges where a sum means something.
 
 Nothing on the way of a message knows of metrics. The core and the gateway count what they do in
 plain integers; a scrape reads these once and writes them down in Prometheus' text format. What each
@@ -70,6 +70,9 @@ class Crew(Protocol):
     def worker_restarts(self) -> int:
         """How often one was started again."""
 
+    async def refresh(self) -> None:
+        """Have all workers read their counters now; returns soon also if some do not."""
+
     def figures(self) -> Figures:
         """Return the sums of what all workers have read, also those that have ended."""
 
@@ -123,6 +126,12 @@ class Metrics:
         self._registry.register(_Node(gateway, loop))
         ProcessCollector(registry=self._registry)
         self._crew = crew
+
+    async def scrape(self) -> tuple[bytes, str]:
+        """Have all processes of the node read their counters, and return what `render` does."""
+        if self._crew is not None:
+            await self._crew.refresh()
+        return self.render()
 
     def render(self) -> tuple[bytes, str]:
         """Return the metrics in Prometheus' text format, and its content type."""

@@ -15,7 +15,8 @@ import logging
 import signal
 import socket
 import sys
-from typing import Final
+from functools import partial
+from typing import Final, Protocol
 
 from falcon_fast import crew
 from falcon_fast.bus.node_link import NodeLink
@@ -23,6 +24,7 @@ from falcon_fast.bus.node_registry import NodeRegistry
 from falcon_fast.clock import SystemClock
 from falcon_fast.crew import Order, Report
 from falcon_fast.errors import FalconError
+from falcon_fast.gateway import Gateway
 from falcon_fast.listings import Listings
 from falcon_fast.logs import set_up_logging
 from falcon_fast.metrics import Metrics
@@ -45,6 +47,13 @@ LAST_WORDS: Final = 1.0
 _END: Final = "end"
 
 log = logging.getLogger(__name__)
+
+
+class _Tell(Protocol):
+    """Reports to the node process."""
+
+    def __call__(self, *, is_full: bool) -> None:
+        """Report, with the figures for the metrics or without."""
 
 
 class _Rest:
@@ -75,10 +84,14 @@ class Worker:
         self._drain: asyncio.Task[None] | None = None
         self._reporting: asyncio.TimerHandle | None = None
         self._reports = 0
+        self._tell: _Tell | None = None  # once there is something to tell
 
     def _noted(self, what: str, body: bytes) -> None:
         if what == crew.SHARE:
             self._rest.latest = crew.read_share(body)
+        elif what == crew.FIGURES:
+            if self._tell is not None:
+                self._tell(is_full=True)
         else:
             self._orders.put_nowait((what, body))
 
@@ -126,7 +139,9 @@ class Worker:
         Listings(process.gateway)  # answers what the node process asks for operators
         await process.gateway.start()
         stack.callback(self._stop_reporting)
-        self._report(process, Metrics(process.gateway, loop=loop_name()))
+        metrics = Metrics(process.gateway, loop=loop_name())
+        self._tell = partial(self._report, process.gateway, metrics)
+        self._report_regularly()
         self._link.note(crew.READY)
         # What exists now lives as long as the process: the collector need not look at it again.
         gc.collect()
@@ -156,10 +171,7 @@ class Worker:
             log.exception("the drain failed")
         self._link.note(crew.DRAINED)
 
-    def _report(self, process: Process, metrics: Metrics) -> None:
-        gateway = process.gateway
-        is_full = self._reports % crew.FIGURES_EVERY == 0
-        self._reports += 1
+    def _report(self, gateway: Gateway, metrics: Metrics, *, is_full: bool) -> None:
         report = Report(
             gateway.own_statistics(),
             gateway.own_health,
@@ -167,11 +179,16 @@ class Worker:
             metrics.figures() if is_full else None,
         )
         self._link.note(crew.REPORT, crew.write_report(report))
-        self._reporting = asyncio.get_running_loop().call_later(
-            crew.REPORT_EVERY, self._report, process, metrics
-        )
+
+    def _report_regularly(self) -> None:
+        if self._tell is not None:
+            self._tell(is_full=self._reports % crew.FIGURES_EVERY == 0)
+        self._reports += 1
+        loop = asyncio.get_running_loop()
+        self._reporting = loop.call_later(crew.REPORT_EVERY, self._report_regularly)
 
     def _stop_reporting(self) -> None:
+        self._tell = None
         if self._reporting is not None:
             self._reporting.cancel()
 

@@ -52,6 +52,9 @@ LOOK: Final = 1.0
 EXIT_TIMEOUT: Final = 2.0
 """Seconds between the end of a worker's pipe and the end of its process."""
 
+REFRESH_TIMEOUT: Final = 1.0
+"""Seconds workers have to report figures for the metrics; if one does not, its last ones count."""
+
 STOP_TIMEOUT: Final = 5.0
 """Seconds in which workers end that are told to."""
 
@@ -193,6 +196,7 @@ class _Worker:
         gone: done when its pipe has ended.
         report: its latest.
         figures: the latest that it has reported.
+        asked: done when it has reported them anew.
         reported_at: when that was, or when it was started, by the loop's clock.
     """
 
@@ -206,6 +210,7 @@ class _Worker:
     failure: str | None = None
     report: Report = field(default_factory=Report)
     figures: Figures = field(default_factory=dict)
+    asked: asyncio.Future[None] | None = None
     reported_at: float = 0.0
 
     def note(self, what: str, body: bytes = b"") -> None:
@@ -416,6 +421,8 @@ class Workers:
             self._hub.detach(worker.branch)
         del self._live[worker.process_id]
         _settle(worker.drained, None)
+        if worker.asked is not None:
+            _settle(worker.asked, None)
         worker.is_up = False
         # What it has done stays in the sums; what it had is gone.
         add_figures(self._figures, lasting(worker.figures))
@@ -444,6 +451,9 @@ class Workers:
             worker.report = crew.read_report(body)
             if worker.report.figures is not None:
                 worker.figures = worker.report.figures
+                if worker.asked is not None:
+                    _settle(worker.asked, None)
+                    worker.asked = None
             worker.reported_at = asyncio.get_running_loop().time()
             worker.note(crew.SHARE, crew.write_share(self._share_for(worker)))
         elif what == crew.READY:
@@ -486,6 +496,19 @@ class Workers:
     def worker_restarts(self) -> int:
         """See `metrics.Crew`."""
         return self._restarts
+
+    async def refresh(self) -> None:
+        """See `metrics.Crew`."""
+        loop = asyncio.get_running_loop()
+        waits = []
+        for worker in self._live.values():
+            if worker.is_up:
+                if worker.asked is None:
+                    worker.asked = loop.create_future()
+                    worker.note(crew.FIGURES)
+                waits.append(worker.asked)
+        if waits:
+            await asyncio.wait(waits, timeout=REFRESH_TIMEOUT)
 
     def figures(self) -> Figures:
         """See `metrics.Crew`."""

@@ -137,17 +137,17 @@ class Child:
 
     def cpu_seconds(self) -> float:
         """CPU time used so far, all threads, child processes included."""
-        total = cpu_seconds(self._process.pid)
-        for pid in process_tree(self._process.pid)[1:]:
-            try:
-                total += cpu_seconds(pid)
-            except OSError:
-                continue  # it has ended just now
-        return total
+        return sum(self.cpu_by_process().values())
 
     def cpu_by_process(self) -> dict[int, float]:
         """CPU time used so far by the program itself, which comes first, and by each child."""
-        return {pid: cpu_seconds(pid) for pid in process_tree(self._process.pid)}
+        used = {self._process.pid: cpu_seconds(self._process.pid)}
+        for pid in process_tree(self._process.pid)[1:]:
+            try:
+                used[pid] = cpu_seconds(pid)
+            except OSError:
+                continue  # it has ended just now
+        return used
 
     def resident_bytes(self) -> int:
         """Resident memory now, child processes included."""

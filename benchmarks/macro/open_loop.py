@@ -46,6 +46,7 @@ class Window:
         foreign: share of the time in which neither of the two, but somebody else was on the CPU of
             one of them.
         seconds: wall clock.
+        cpu_each: seconds of each of the server's processes, the one that was started first.
     """
 
     rate: float
@@ -54,6 +55,7 @@ class Window:
     load_cpu: float
     foreign: float
     seconds: float
+    cpu_each: tuple[float, ...] = ()
 
     @property
     def deliveries(self) -> Latencies:
@@ -174,7 +176,7 @@ def measure(
 def _window(
     who: Contender, rate: float, seconds: float, receivers: int | None, burst: int, patience: float
 ) -> Window:
-    began, cpu, load = time.monotonic(), who.server.cpu_seconds(), who.load.cpu_seconds()
+    began, each, load = time.monotonic(), who.server.cpu_by_process(), who.load.cpu_seconds()
     sides = [who.server.cores, who.load.cores]
     busy = [busy_seconds(cores) for cores in sides]
     published = who.load.publish(
@@ -188,7 +190,9 @@ def _window(
         patience=patience,
     )()
     passed = time.monotonic() - began
-    cpu, load = who.server.cpu_seconds() - cpu, who.load.cpu_seconds() - load
+    now = who.server.cpu_by_process()
+    spent = tuple(seconds - each.get(pid, 0.0) for pid, seconds in now.items())
+    cpu, load = sum(spent), who.load.cpu_seconds() - load
     own = [cpu, load] if sides[0] != sides[1] else [cpu + load] * 2
     foreign = max(
         busy_seconds(cores) - before - used
@@ -201,6 +205,7 @@ def _window(
         load_cpu=load,
         foreign=max(0.0, foreign / passed),
         seconds=passed,
+        cpu_each=spent,
     )
 
 

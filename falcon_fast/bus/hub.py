@@ -110,6 +110,7 @@ class Hub:
         self._bits = FIRST  # in use
         self._members: dict[int, tuple[Branch, ...]] = {}  # of sets of processes
         self._interest: dict[str, int] = {}  # room -> set of the processes that follow it
+        self._personal = 0  # of these rooms, those of users
         self._following: dict[str, asyncio.Task[None]] = {}
         self._publishing: _Publishing | None = None
         self._delivered = 0  # the set of processes that got the latest message
@@ -161,8 +162,7 @@ class Hub:
 
     def count_rooms(self) -> tuple[int, int]:
         """Return how many personal rooms and how many others have members in this node."""
-        personal = sum(room.startswith("user:") for room in self._interest)
-        return personal, len(self._interest) - personal
+        return self._personal, len(self._interest) - self._personal
 
     def take(self, branch: Branch, kind: int, body: bytes) -> None:
         """Take a frame of a worker."""
@@ -256,6 +256,8 @@ class Hub:
         """Note that a process follows a room; what it has to wait for is added to `waits`."""
         before = self._interest.get(room, 0)
         self._interest[room] = before | bit
+        if not before:
+            self._personal += room.startswith("user:")
         if not before and (follow := self._outer.follow(room)) is not None:
             self._await_follow(room, follow)
         task = self._following.get(room)
@@ -281,6 +283,7 @@ class Hub:
             self._interest[room] = remaining
         elif before:
             del self._interest[room]
+            self._personal -= room.startswith("user:")
             self._outer.unfollow(room)
 
     def _wanted_by(self, target: Target, ident: str) -> int:

@@ -108,7 +108,7 @@ async def test_unknown_path_is_a_problem_404(client: aiohttp.ClientSession) -> N
 
 
 async def test_metrics_are_what_the_callable_returns(client: aiohttp.ClientSession) -> None:
-    def render() -> tuple[bytes, str]:
+    async def render() -> tuple[bytes, str]:
         return b"falcon_up 1\n", "text/plain; version=0.0.4"
 
     async with serving(metrics=render) as server, client.get(server.url + "metrics") as response:

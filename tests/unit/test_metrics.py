@@ -46,6 +46,9 @@ class NoWorkers:
     workers_up = 0
     worker_restarts = 0
 
+    async def refresh(self) -> None:
+        pass
+
     def figures(self) -> Figures:
         return {}
 

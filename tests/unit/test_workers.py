@@ -21,6 +21,7 @@ from falcon_fast.statistics import Share, Statistics
 from falcon_fast.workers import (
     DEATHS_WITHIN,
     MAX_DEATHS,
+    REFRESH_TIMEOUT,
     RESTART_FIRST,
     RESTART_LAST,
     SILENT,
@@ -492,6 +493,44 @@ async def test_metrics_are_the_sums_of_all(yard: Yard, hub: Hub) -> None:
         "falcon_worker_restarts_total 1.0",
     } <= lines()
     await workers.close()
+
+
+async def test_workers_are_asked_for_their_figures(
+    workers: Workers, yard: Yard, node: Node
+) -> None:
+    await workers.refresh()  # there is nobody to ask
+    await workers.start(node.gateway, yard.bury)
+    metrics = Metrics(node.gateway, loop="test", crew=workers)
+
+    def values(body: bytes) -> set[str]:
+        return {line for line in body.decode().splitlines() if "falcon_deliveries" in line}
+
+    def figures(number: float) -> Figures:
+        return {"falcon_deliveries": [("falcon_deliveries_total", {}, number)]}
+
+    scrapes = [asyncio.ensure_future(metrics.scrape()) for _ in range(2)]
+    await turns()
+    for number, child in enumerate(yard.children):
+        assert [what for what, _ in child.notes].count(crew.FIGURES) == 1
+        assert not scrapes[0].done()
+        child.report(Report())  # one that was under way, without figures
+        child.report(Report(figures=figures(number + 1)))
+        await turns()
+    for scrape in scrapes:
+        assert "falcon_deliveries_total 3.0" in values((await scrape)[0])
+    # Who does not answer in time is counted as it was, and who dies is not waited for.
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    assert "falcon_deliveries_total 3.0" in values((await metrics.scrape())[0])
+    assert loop.time() == pytest.approx(began + REFRESH_TIMEOUT)
+    began = loop.time()
+    yard.children[1].report(Report(figures=figures(7)))
+    scrapes = [asyncio.ensure_future(metrics.scrape())]
+    await turns()
+    yard.children[0].kill()
+    await turns(30)
+    assert scrapes[0].done()
+    assert "falcon_deliveries_total 8.0" in values(scrapes[0].result()[0])
 
 
 async def test_a_gateway_with_a_crew_speaks_for_the_node(yard: Yard, hub: Hub) -> None:

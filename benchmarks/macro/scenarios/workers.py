@@ -55,19 +55,13 @@ def sample(who: Contender, rate: float, seconds: float) -> tuple[Window, float, 
     Raises:
         BenchmarkError: Not every delivery came, or they came too late.
     """
-    before = who.server.cpu_by_process()
     window = measure(who, rate=rate, seconds=seconds)
-    after = who.server.cpu_by_process()
     if window.lost or window.p99 > LIMIT_MS:
         raise BenchmarkError(
             f"{who.name}: {window.lost} deliveries did not come, the p99 is {window.p99:.0f} ms"
         )
-    spent = {pid: (after[pid] - before.get(pid, 0.0)) * 1e6 for pid in after}
-    first, *workers = spent.values()
-    total = window.deliveries.total
-    if not workers:
-        return window, first / total, 0.0
-    return window, sum(workers) / total, first / total
+    first, *workers = [spent * 1e6 / window.deliveries.total for spent in window.cpu_each]
+    return (window, sum(workers), first) if workers else (window, first, 0.0)
 
 
 def run(run: Run) -> Outcome:
