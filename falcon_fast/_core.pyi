@@ -4,6 +4,7 @@ from enum import IntEnum
 from typing import Generic, TypeAlias, TypeVar
 
 OwnerT = TypeVar("OwnerT")
+SeatT = TypeVar("SeatT", bound=Seat)
 
 _Histogram: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], int]
 
@@ -32,6 +33,20 @@ def sift_envelope(
     records: Mapping[str, object],
     rooms: Container[str],
 ) -> int | _Outside | None: ...
+def squeeze(*facts: str | int | None) -> bytes: ...
+def stretch(packed: bytes, at: int = 0) -> tuple[str | int | None, ...]: ...
+
+class Seat:
+    conn: int
+    phase: int
+    id: str
+    record: bytes | None
+
+class Seats(Generic[SeatT]):
+    def __len__(self) -> int: ...
+    def add(self, seat: SeatT) -> None: ...
+    def remove(self, seat: SeatT) -> None: ...
+    def find(self, ident: str) -> SeatT | None: ...
 
 class Link(BufferedProtocol):
     handle: int

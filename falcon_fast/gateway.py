@@ -19,7 +19,7 @@ from typing import Final, Literal, Protocol, TypeAlias
 import orjson
 
 from falcon_fast import envelope, handshake
-from falcon_fast._core import Core
+from falcon_fast._core import Core, Seats
 from falcon_fast.auth import TokenVerifier
 from falcon_fast.bus import Bus, BusStatistics, Loss, Target
 from falcon_fast.clock import Clock
@@ -259,7 +259,7 @@ class Gateway:
         self._verifier = verifier
         self._tls = tls
         self._throttle = Throttle(settings.connection_rate, settings.connection_burst, clock=clock)
-        self._sessions: dict[str, Session] = {}
+        self._sessions: Seats[Session] = Seats()
         self._tasks: set[asyncio.Task[None]] = set()
         self._pending: set[Session] = set()
         self._entered: set[Session] = set()
@@ -457,7 +457,7 @@ class Gateway:
             log.warning("no room for another connection")
             transport.abort()
             return
-        self._sessions[session.id] = session
+        self._sessions.add(session)
         self._last_connection = now
         if self._is_revoked(identity):
             session.close(CloseReason.REVOKED)  # between its handshake and now
@@ -735,7 +735,7 @@ class Gateway:
         rooms = frozenset(self.rooms.names_of(session))
         self.rooms.leave_all(session)
         session.closed()
-        del self._sessions[session.id]
+        self._sessions.remove(session)
         if self._registrar is not None:
             self._registrar.gone(session)
         self._pending.discard(session)
@@ -785,7 +785,7 @@ class Gateway:
         self._from_service += 1
         if self._alone:
             return Sent(self._bus.publish(target, ident, frame))
-        if target is Target.CONNECTION and ident in self._sessions:
+        if target is Target.CONNECTION and self.find(ident) is not None:
             # It is nowhere else, so nobody else need be reached.
             return Sent(self.deliver(target, ident, frame))
         receipt = self.cluster.expect()
@@ -817,7 +817,7 @@ class Gateway:
             return self.rooms.fan_out(user_room(ident), frame)
         if target is Target.ALL:
             return self.core.broadcast(frame)
-        session = self._sessions.get(ident)
+        session = self._sessions.find(ident)
         if session is None:
             return 0
         session.send(frame)
@@ -914,7 +914,7 @@ class Gateway:
 
     def find(self, connection_id: str) -> Session | None:
         """See `session.Host`."""
-        return self._sessions.get(connection_id)
+        return self._sessions.find(connection_id)
 
     def verify(self, token: str) -> Identity:
         """See `session.Host`."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias, cast
 
-import orjson
+from falcon_fast._core import squeeze, stretch
 
 __all__ = ["Identity", "new_id", "packed_character", "unpack"]
 
@@ -24,6 +24,8 @@ def new_id() -> str:
 
 
 _CHARACTER_BYTES: Final = 8
+
+_Facts: TypeAlias = tuple[str, str, str, int, str | None, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +51,31 @@ class Identity:
     issued_at: int = 0
 
     def pack(self) -> bytes:
-        """Return it in a third of the memory, for `unpack` in this process."""
-        rest = (
-            *(self.user_id, self.character_name, self.scopes),
-            *(self.expires_at, self.token_id, self.issued_at),
-        )
+        """Return it in a sixth of the memory, for `unpack` in this process."""
         # In front and of fixed size, since connections are searched by it.
-        return self.character_id.to_bytes(_CHARACTER_BYTES, "little") + orjson.dumps(rest)
+        return self.character_id.to_bytes(_CHARACTER_BYTES, "little") + squeeze(
+            self.user_id,
+            self.character_name,
+            self.scopes,
+            self.expires_at,
+            self.token_id,
+            self.issued_at,
+        )
 
 
-def unpack(packed: bytes) -> Identity:
-    """Return what was packed by `Identity.pack`."""
-    user_id, name, scopes, expires_at, token_id, issued_at = orjson.loads(
-        memoryview(packed)[_CHARACTER_BYTES:]
-    )
-    character_id = packed_character(packed)
+def unpack(packed: bytes, at: int = 0) -> Identity:
+    """Return what was packed by `Identity.pack`, and ends where the octets do.
+
+    Args:
+        packed: the octets.
+        at: where it begins.
+    """
+    facts = stretch(packed, at + _CHARACTER_BYTES)
+    user_id, name, scopes, expires_at, token_id, issued_at = cast("_Facts", facts)
+    character_id = packed_character(packed, at)
     return Identity(user_id, character_id, name, scopes, expires_at, token_id, issued_at)
 
 
-def packed_character(packed: bytes) -> int:
+def packed_character(packed: bytes, at: int = 0) -> int:
     """Return the character of a packed identity."""
-    return int.from_bytes(packed[:_CHARACTER_BYTES], "little")
+    return int.from_bytes(packed[at : at + _CHARACTER_BYTES], "little")

@@ -15,10 +15,11 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from falcon_fast import envelope
-from falcon_fast._core import Core
+from falcon_fast._core import Core, Seat
 from falcon_fast.bus import Target
 from falcon_fast.clock import Clock
 from falcon_fast.codes import CloseReason, ReplyCode
@@ -40,7 +41,8 @@ MAX_USERS_PER_REQUEST: Final = 100
 """Users named in one presence subscription."""
 
 
-_SINCE: Final = struct.Struct("<d")
+_HEAD: Final = struct.Struct("<dH")
+"""A record begins with when the connection was made, and how long the address behind this is."""
 
 
 class State(enum.IntEnum):
@@ -50,6 +52,9 @@ class State(enum.IntEnum):
     ADMITTING = 1
     OPEN = 2
     CLOSED = 3
+
+
+_STATES: Final = tuple(State)
 
 
 class Host(Protocol):
@@ -101,8 +106,33 @@ class Host(Protocol):
         """
 
 
-class Session:
+@dataclass(slots=True)
+class _Fresh:
+    """What will be in the record: it is asked for again and again until a connection is OPEN."""
+
+    identity: Identity
+    created_at: float
+    remote_address: str
+
+
+@dataclass(slots=True)
+class _Rare:
+    """What only few connections have.
+
+    Attributes:
+        left: rooms left on request, which may be joined again, with their groups' names.
+        strikes: when the latest malformed messages came.
+    """
+
+    left: dict[str, str] = field(default_factory=dict)
+    strikes: tuple[float, ...] = ()
+
+
+class Session(Seat):
     """A connection and its user.
+
+    All it remembers is in the `Seat`: thousands of sessions are idle and most of what each would
+    take is Python's price for an object.
 
     Attributes:
         id: uuid4, what clients and operators call the connection.
@@ -113,58 +143,72 @@ class Session:
         state: see the module's docstring.
     """
 
-    __slots__ = (
-        "_host",
-        "_identity",
-        "_left",
-        "_since",
-        "_strikes",
-        "conn",
-        "id",
-        "remote_address",
-        "state",
-    )
+    __slots__ = ()
+
+    _host: Host
+    _fresh: _Fresh | None
+    _rare: _Rare | None
 
     def __init__(
         self, host: Host, ident: str, identity: Identity, *, remote_address: str, created_at: float
     ) -> None:
         self._host = host
-        # Rooms left on request, which may be joined again, with their groups' names.
-        self._left: dict[str, str] | None = None
-        self._strikes: tuple[float, ...] = ()  # when the latest malformed messages came
+        self._fresh = _Fresh(identity, created_at, remote_address)
         self.id = ident
-        self.conn = 0
-        # Once it is OPEN these are packed: they are seldom asked for, and are most of its memory.
-        self._identity: Identity | bytes = identity
-        self._since = created_at
-        self.remote_address = remote_address
-        self.state = State.CONNECTING
+
+    @property
+    def state(self) -> State:
+        """See the module's docstring."""
+        return _STATES[self.phase]
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self.phase = state
 
     @property
     def identity(self) -> Identity:
         """Whom the token names."""
-        known = self._identity
-        return unpack(known[_SINCE.size :]) if isinstance(known, bytes) else known
+        if self._fresh is not None:
+            return self._fresh.identity
+        record, at = self._read()
+        return unpack(record, at)
 
     @identity.setter
     def identity(self, identity: Identity) -> None:
-        self._identity = _SINCE.pack(self.created_at) + identity.pack()
-        self._since = 0.0
+        address = self.remote_address.encode()
+        self.record = _HEAD.pack(self.created_at, len(address)) + address + identity.pack()
+        self._fresh = None
 
     @property
     def created_at(self) -> float:
         """When it was made, in seconds since 1970."""
-        known = self._identity
-        since: float = _SINCE.unpack_from(known)[0] if isinstance(known, bytes) else self._since
+        if self._fresh is not None:
+            return self._fresh.created_at
+        since: float = _HEAD.unpack_from(self._read()[0])[0]
         return since
+
+    @property
+    def remote_address(self) -> str:
+        """The client's address."""
+        if self._fresh is not None:
+            return self._fresh.remote_address
+        record, at = self._read()
+        return record[_HEAD.size : at].decode()
 
     @property
     def character_id(self) -> int:
         """The character of its identity, for searches through all connections."""
-        known = self._identity
-        if isinstance(known, bytes):
-            return packed_character(known[_SINCE.size :])
-        return known.character_id
+        if self._fresh is not None:
+            return self._fresh.identity.character_id
+        record, at = self._read()
+        return packed_character(record, at)
+
+    def _read(self) -> tuple[bytes, int]:
+        """Return the record, and where the identity begins in it."""
+        record = self.record
+        if record is None:
+            raise RuntimeError("a session that is not fresh has a record")
+        return record, _HEAD.size + _HEAD.unpack_from(record)[1]
 
     # ------------------------------------------------------------------------------ its life
 
@@ -297,10 +341,16 @@ class Session:
                 "this node's members got the message, other nodes could not be told",
             )
 
+    def _rarely(self) -> _Rare:
+        if self._rare is None:
+            self._rare = _Rare()
+        return self._rare
+
     def _strike(self) -> None:
         now = self._host.clock.monotonic()
-        self._strikes = (*self._strikes, now)[-MAX_STRIKES:]
-        if len(self._strikes) == MAX_STRIKES and now - self._strikes[0] < STRIKE_WINDOW:
+        rare = self._rarely()
+        rare.strikes = (*rare.strikes, now)[-MAX_STRIKES:]
+        if len(rare.strikes) == MAX_STRIKES and now - rare.strikes[0] < STRIKE_WINDOW:
             self.close(CloseReason.TOO_MANY_ERRORS)
 
     def _presence(self, frame: ClientFrame) -> None:
@@ -388,11 +438,11 @@ class Session:
         room = self._room_of(frame)
         rooms = self._host.rooms
         if not rooms.is_member(self, room):
-            if self._left is None or room not in self._left:
+            if self._rare is None or room not in self._rare.left:
                 raise _not_allowed("you do not belong to this room")
-            if rooms.join(self, room, self._left[room]) is Joined.LIMIT:
+            if rooms.join(self, room, self._rare.left[room]) is Joined.LIMIT:
                 raise EnvelopeError(ReplyCode.LIMIT, "the connection is in too many rooms")
-            del self._left[room]
+            del self._rare.left[room]
         self._ack(frame, action="join", room=room)
 
     def _leave(self, frame: ClientFrame) -> None:
@@ -400,23 +450,21 @@ class Session:
         name = self._host.rooms.group_name(room)
         if room == user_room(self.identity.user_id) or not self._host.rooms.leave(self, room):
             raise _not_allowed("you cannot leave this room")
-        if self._left is None:
-            self._left = {}
-        self._left[room] = name
+        self._rarely().left[room] = name
         self._ack(frame, action="leave", room=room)
 
     def has_left(self, room: str) -> bool:
         """Tell whether the client asked to be out of a room its user belongs to."""
-        return self._left is not None and room in self._left
+        return self._rare is not None and room in self._rare.left
 
     def rooms_left(self) -> set[str]:
         """Return the rooms the client asked to be out of."""
-        return set(self._left or ())
+        return set(() if self._rare is None else self._rare.left)
 
     def forget_left(self, room: str) -> None:
         """The user no longer belongs to a room: it cannot be joined again on request."""
-        if self._left is not None:
-            self._left.pop(room, None)
+        if self._rare is not None:
+            self._rare.left.pop(room, None)
 
     @staticmethod
     def _room_of(frame: ClientFrame) -> str:
