@@ -1,7 +1,7 @@
 """The embedded directory: answers the gateway from a SQLite file that anybody may change meanwhile.
 
 All work on the file happens in one thread of its own. Changes of other processes are found by
-asking SQLite for its ``data_version`` a few times a second, which reads one page; only when that
+asking SQLite for its ``data_version`` twice a second, which reads one page; only when that
 moved are the tracked users looked up again and compared.
 """
 
@@ -26,8 +26,8 @@ __all__ = ["SqliteDirectory", "SqliteStore"]
 
 logger = logging.getLogger(__name__)
 
-POLL_INTERVAL: Final = 0.25
-"""Seconds between two looks for changes; the contract allows a change one second."""
+POLL_INTERVAL: Final = 0.5
+"""Seconds between two looks for changes, which have a second; each look wakes two threads."""
 
 BATCH_USERS: Final = 512
 """Users looked up in one go, so that a question never waits long behind a comparison."""

@@ -24,7 +24,7 @@ __all__ = ["SqliteRevocations"]
 
 log = logging.getLogger(__name__)
 
-POLL_INTERVAL: Final = 0.25
+POLL_INTERVAL: Final = 0.5
 """Seconds between two looks for changes; other processes have a second to know."""
 
 BUSY_TIMEOUT: Final = 5.0
