@@ -72,6 +72,13 @@ cdef extern from "_native.h" nogil:
     uint64_t ff_monotonic_ns()
     void ff_unmask(uint8_t *data, size_t size, const uint8_t *key, size_t phase)
     int ff_utf8(uint32_t *state, const uint8_t *data, size_t size)
+    ctypedef struct ff_span:
+        uint32_t at
+        uint32_t size
+    ctypedef struct ff_plain:
+        ff_span type
+        ff_span room
+    bint ff_plain_frame(const uint8_t *text, size_t size, ff_plain *found)
     int ff_scan_json(const uint8_t *text, size_t size, size_t max_depth, size_t max_keys)
 
 cdef extern from "_native.h" nogil:      # what <zlib.h> declares, ZLIB_CONST defined

@@ -74,6 +74,15 @@ cdef inline Py_ssize_t _number(
     return i
 
 
+cdef inline str _ascii(const uint8_t *text, uint32_t size):
+    """Make a string of octets; an empty one if they are not all ASCII."""
+    cdef uint32_t i
+    for i in range(size):
+        if text[i] > 0x7F:
+            return ""
+    return _word(text, 0, size)
+
+
 cdef struct Head:
     Py_ssize_t node_end         # the id of the sender begins at NODE_AT
     uint64_t seq
@@ -212,11 +221,14 @@ def read_envelope(payload: bytes) -> tuple[
     return _parts(text, &head)
 
 
-def sift_envelope(payload: bytes, stream: int, own: bytes, records: dict, rooms: object) -> object:
-    """Take a message that nobody here is meant by, and leave all others to the caller.
+def sift_envelope(
+    payload: bytes, stream: int, own: bytes, records: dict, rooms: object, types: frozenset
+) -> object:
+    """Sort what came: done with, ready to be delivered, or left to the caller.
 
-    In a cluster most messages are for rooms without a member here. They are done with in this one
-    call: it notes the number if it is the next one, and looks for the room.
+    In a cluster most messages are for rooms without a member here, and most others are plain ones
+    for a room. Both are judged in this one call: it notes the number if it is the next one, looks
+    for the room, and reads through the frame.
 
     Args:
         payload: of any content.
@@ -224,17 +236,21 @@ def sift_envelope(payload: bytes, stream: int, own: bytes, records: dict, rooms:
         own: the id of this node.
         records: of `positions.Positions`, by node.
         rooms: with members here; a user's is `user:` and the id.
+        types: that a frame for a room may have.
 
     Returns:
         None if it has to be parsed; 0 if this node has sent it; 1 if its number was the next one, and
-        was noted, and nobody here is meant by it. Else what `read_envelope` returns, with another
-        value in front: whether the number was noted.
+        was noted, and nobody here is meant by it. (room, frame) if that was so, and the frame is for
+        a room with members here and can be passed on as it came. Else what `read_envelope` returns,
+        with another value in front: whether the number was noted.
     """
     cdef Head head
     cdef const uint8_t *text = <const uint8_t *>PyBytes_AS_STRING(payload)
     cdef Py_ssize_t at = stream, size
-    cdef object record, room
+    cdef object record
+    cdef str room
     cdef list last
+    cdef ff_plain plain
     if not _read_head(text, PyBytes_GET_SIZE(payload), &head):
         return None
     size = head.node_end - NODE_AT
@@ -249,8 +265,16 @@ def sift_envelope(payload: bytes, stream: int, own: bytes, records: dict, rooms:
     last[at] = head.seq
     if head.receipt == 0:
         if head.kind == FOR_ROOM and (at == IN_ROOMS or at >= FIRST_SHARD):
-            if _word(text, head.ident, head.ident_end) not in rooms:
+            room = _word(text, head.ident, head.ident_end)
+            if room not in rooms:
                 return 1
+            size = head.message_end - head.message
+            if head.members < 0 and ff_plain_frame(text + head.message, <size_t>size, &plain) \
+                    and plain.room.size == <uint32_t>(head.ident_end - head.ident) \
+                    and memcmp(text + head.message + plain.room.at, text + head.ident,
+                               plain.room.size) == 0 \
+                    and _ascii(text + head.message + plain.type.at, plain.type.size) in types:
+                return (room, payload[head.message:head.message_end])
         elif head.kind == FOR_USER and (at == IN_USERS or at >= FIRST_SHARD):
             if "user:" + _word(text, head.ident, head.ident_end) not in rooms:
                 return 1

@@ -242,4 +242,207 @@ static inline int ff_scan_json(const uint8_t *text, size_t size, size_t max_dept
     return FF_JSON_OK;
 }
 
+/* A frame from another node that can be passed on as it is: strict JSON without white space, of the
+ * shape {type, room, id?, from?, data?, timestamp?} in any order, each once, and nothing in it that
+ * two readers could understand differently. It says "no" to much that is allowed (escapes like \u,
+ * exponents, long numbers, many keys, deep nesting): that is then parsed, checked and written anew. */
+enum { FF_PLAIN_DEPTH = 12, FF_PLAIN_KEYS = 16, FF_PLAIN_TEXT = 128, FF_PLAIN_SIZE = 65536 };
+
+typedef struct {
+    uint32_t at, size;  /* without the quotation marks */
+} ff_span;
+
+typedef struct {
+    ff_span type, room;
+} ff_plain;
+
+/* The end of a string that begins at `at`, behind its quotation mark; 0 for one that is not plain.
+ * Sets `escaped` if it holds a backslash. */
+static inline size_t ff_plain_string(const uint8_t *text, size_t size, size_t at, int *escaped) {
+    size_t i = at + 1;
+    while (i < size) {
+        uint8_t octet = text[i];
+        if (octet == '"') {
+            return i + 1;
+        }
+        if (octet < 0x20 || octet == 0x7f) {
+            return 0;
+        }
+        if (octet == '\\') {
+            *escaped = 1;
+            i++;
+            if (i >= size || memchr("\"\\/bfnrt", text[i], 8) == NULL) {
+                return 0;
+            }
+        }
+        i++;
+    }
+    return 0;
+}
+
+/* The end of a number, true, false or null that begins at `at`; 0 for another one. */
+static inline size_t ff_plain_scalar(const uint8_t *text, size_t size, size_t at) {
+    size_t i = at, start;
+    if (text[i] == 't') {
+        return size - i > 4 && memcmp(text + i, "true", 4) == 0 ? i + 4 : 0;
+    }
+    if (text[i] == 'f') {
+        return size - i > 5 && memcmp(text + i, "false", 5) == 0 ? i + 5 : 0;
+    }
+    if (text[i] == 'n') {
+        return size - i > 4 && memcmp(text + i, "null", 4) == 0 ? i + 4 : 0;
+    }
+    i += text[i] == '-';
+    start = i;
+    while (i < size && text[i] >= '0' && text[i] <= '9') {
+        i++;
+    }
+    if (i == start || i - start > 15 || (text[start] == '0' && i - start > 1)) {
+        return 0;
+    }
+    if (i < size && text[i] == '.') {
+        start = ++i;
+        while (i < size && text[i] >= '0' && text[i] <= '9') {
+            i++;
+        }
+        if (i == start || i - at > 16) {
+            return 0;
+        }
+    }
+    /* An exponent is followed by something that is neither a comma nor an end: refused there. */
+    return i;
+}
+
+static inline int ff_plain_is(const uint8_t *text, size_t at, size_t size, const char *name) {
+    return size == strlen(name) && memcmp(text + at, name, size) == 0;
+}
+
+/* 1 if a text is such a frame, else 0. */
+static inline int ff_plain_frame(const uint8_t *text, size_t size, ff_plain *found) {
+    struct {
+        uint32_t key_at[FF_PLAIN_KEYS];
+        uint32_t key_size[FF_PLAIN_KEYS];
+        int keys;
+        int is_object;
+    } levels[FF_PLAIN_DEPTH], *level;
+    int depth = 0, all = 0, high = 0, k;
+    size_t i, end;
+    if (size < 2 || size > FF_PLAIN_SIZE || text[0] != '{') {
+        return 0;
+    }
+    found->type.size = found->room.size = 0;
+    for (i = 0; i < size; i++) {
+        high |= text[i];
+    }
+    if (high & 0x80) {
+        uint32_t state = 0;
+        if (ff_utf8(&state, text, size) != 0 || state != 0) {
+            return 0;
+        }
+    }
+    level = levels;
+    level->is_object = 1;
+    level->keys = 0;
+    depth = 1;
+    i = 1;
+    if (text[1] == '}') {
+        return 0;
+    }
+    for (;;) {
+        size_t key_at = 0, key_size = 0;
+        if (i >= size) {
+            return 0;
+        }
+        if (level->is_object) {
+            int escaped = 0;
+            if (text[i] != '"' || (end = ff_plain_string(text, size, i, &escaped)) == 0 || escaped) {
+                return 0;
+            }
+            key_at = i + 1;
+            key_size = end - i - 2;
+            if (level->keys == FF_PLAIN_KEYS || ++all > 1000) {
+                return 0;
+            }
+            for (k = 0; k < level->keys; k++) {
+                if (level->key_size[k] == key_size &&
+                    memcmp(text + level->key_at[k], text + key_at, key_size) == 0) {
+                    return 0;
+                }
+            }
+            level->key_at[level->keys] = (uint32_t)key_at;
+            level->key_size[level->keys++] = (uint32_t)key_size;
+            if (end >= size || text[end] != ':') {
+                return 0;
+            }
+            i = end + 1;
+            if (i >= size) {
+                return 0;
+            }
+        }
+        /* A value. */
+        if (depth == 1) {
+            int is_data = ff_plain_is(text, key_at, key_size, "data");
+            if ((text[i] == '{') != is_data || (text[i] == '"') == is_data) {
+                return 0;
+            }
+        }
+        if (text[i] == '"') {
+            int escaped = 0;
+            end = ff_plain_string(text, size, i, &escaped);
+            if (end == 0) {
+                return 0;
+            }
+            if (depth == 1) {
+                ff_span span;
+                span.at = (uint32_t)(i + 1);
+                span.size = (uint32_t)(end - i - 2);
+                if (escaped || span.size > FF_PLAIN_TEXT || span.size == 0) {
+                    return 0;
+                }
+                if (ff_plain_is(text, key_at, key_size, "type")) {
+                    found->type = span;
+                } else if (ff_plain_is(text, key_at, key_size, "room")) {
+                    found->room = span;
+                } else if (!ff_plain_is(text, key_at, key_size, "id") &&
+                           !ff_plain_is(text, key_at, key_size, "from") &&
+                           !ff_plain_is(text, key_at, key_size, "timestamp")) {
+                    return 0;
+                }
+            }
+            i = end;
+        } else if (text[i] == '{' || text[i] == '[') {
+            uint8_t close = text[i] == '{' ? '}' : ']';
+            if (i + 1 >= size) {
+                return 0;
+            }
+            if (text[i + 1] == close) {
+                i += 2;
+            } else {
+                if (depth == FF_PLAIN_DEPTH) {
+                    return 0;
+                }
+                level = &levels[depth++];
+                level->is_object = close == '}';
+                level->keys = 0;
+                i++;
+                continue;
+            }
+        } else if ((i = ff_plain_scalar(text, size, i)) == 0) {
+            return 0;
+        }
+        /* What follows a value. */
+        while (i < size && text[i] == (level->is_object ? '}' : ']')) {
+            i++;
+            if (--depth == 0) {
+                return i == size && found->type.size != 0 && found->room.size != 0;
+            }
+            level = &levels[depth - 1];
+        }
+        if (i >= size || text[i] != ',') {
+            return 0;
+        }
+        i++;
+    }
+}
+
 #endif

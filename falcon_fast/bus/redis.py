@@ -50,6 +50,7 @@ from falcon_fast.bus.redis_wire import (
 )
 from falcon_fast.bus.shards import SHARDS, Interest, shard_of
 from falcon_fast.clock import Clock, rfc3339
+from falcon_fast.envelope import BROADCAST_TYPES
 from falcon_fast.errors import BusUnavailable, SettingsError
 from falcon_fast.redis_url import Topology
 from falcon_fast.tasks import end_tasks
@@ -99,6 +100,9 @@ COMPLAINT_INTERVAL: Final = 1.0
 
 _NOT_WANTED: Final = 1
 """What `sift_envelope` says of a message that nobody here is meant by."""
+
+# A member of an enumeration is looked up by way of its class.
+_ROOM: Final = Target.ROOM
 
 _Outside: TypeAlias = tuple[
     bool, str, int, int, str, str, str | int | None, int | None, str | None, int, int
@@ -406,13 +410,24 @@ class RedisBus:
                 self._word(receiver, channel, payload)
                 return
             # Most of what comes is for rooms without members here, and ends in this one call.
-            found = sift_envelope(payload, stream, self._own, self._positions.records, self._rooms)
+            found = sift_envelope(
+                payload,
+                stream,
+                self._own,
+                self._positions.records,
+                self._rooms,
+                BROADCAST_TYPES,
+            )
             if found == _NOT_WANTED:
                 self._received += 1
                 self._ignored += 1
             elif type(found) is tuple:
                 self._received += 1
-                self._message(receiver, stream, payload, found)
+                if len(found) == 2:
+                    if not receiver.deliver(_ROOM, *found):
+                        self._ignored += 1
+                else:
+                    self._message(receiver, stream, payload, found)
             elif found is None:
                 self._foreign(receiver, stream, payload)
         except Refused as error:

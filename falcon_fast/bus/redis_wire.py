@@ -4,7 +4,7 @@ Pure: octets in, values out, and the other way round. The envelope is that of th
 `{server_id, message, timestamp}`, with keys of ours that it ignores. Ours are written in one fixed
 order, so that the outside can be read without parsing what is inside; what comes in another order
 or from the original is parsed as a whole. All of it is checked like any input, and what clients get
-is written anew from what was checked.
+is written anew from what was checked, or was found to be such that no two readers could differ.
 """
 
 from __future__ import annotations

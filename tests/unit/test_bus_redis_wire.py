@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import orjson
 import pytest
 from hypothesis import given
@@ -28,6 +30,7 @@ from falcon_fast.bus.redis_wire import (
     shard_channel,
     unpack_members,
 )
+from falcon_fast.envelope import BROADCAST_TYPES
 
 NODE = "0a0a0a0a-0000-4000-8000-00000000000a"
 ROOM = "group:" + "0" * 24
@@ -425,26 +428,174 @@ def test_what_nobody_here_is_meant_by_is_done_with_at_once(
     payload = written(5, target, ident, content, **more)
     known = Known(EPOCH, *[4] * 6)
     records = {NODE: known}
-    assert sift_envelope(payload, stream, b"me", records, {"group:x"}) == 1
+    assert sift_envelope(payload, stream, b"me", records, {"group:x"}, BROADCAST_TYPES) == 1
     assert known.last[stream] == 5
     # The same again is not the next one, and somebody else's to judge.
-    again = sift_envelope(payload, stream, b"me", records, {"group:x"})
+    again = sift_envelope(payload, stream, b"me", records, {"group:x"}, BROADCAST_TYPES)
     assert isinstance(again, tuple)
     assert again[0] is False
     assert again[1:] == read_envelope(payload)
     known.last[stream] = 4
     room = ident if target is Target.ROOM else f"user:{ident}"
-    wanted = sift_envelope(payload, stream, b"me", records, {room})
-    assert wanted == (True, *(read_envelope(payload) or ()))
+    wanted = sift_envelope(payload, stream, b"me", records, {room}, BROADCAST_TYPES)
+    if target is Target.ROOM and not more:
+        assert wanted == (room, content)
+    else:
+        assert wanted == (True, *(read_envelope(payload) or ()))
     assert known.last[stream] == 5
+
+
+def passed(content: bytes) -> bool:
+    """Whether a frame for a room is passed on as it came."""
+    payload = written(5, Target.ROOM, ROOM, content)
+    found = sift_envelope(
+        payload, ROOMS, b"me", {NODE: Known(EPOCH, 4, 4)}, {ROOM}, BROADCAST_TYPES
+    )
+    assert isinstance(found, tuple)
+    assert len(found) != 2 or found == (ROOM, content)
+    return len(found) == 2
+
+
+HEAD = b'{"type":"message","room":"' + ROOM.encode() + b'"'
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"",
+        b',"id":"x","from":"c-1","timestamp":"2026-01-02T03:04:05Z"',
+        b',"data":{}',
+        b',"data":{"a":[],"b":{},"c":[1,-2,0,3.25,-0.5,123456789012345],"d":"","":1}',
+        b',"data":{"a":true,"b":false,"c":null,"d":[[[{"e":[{}]}]]]}',
+        b',"data":{"t":"\\n\\\\ \\"q\\" \\/\\b\\f\\r\\t"}',
+        ',"data":{"t":"ü€𝄞","ü":1}'.encode(),
+        b',"id":"' + b"x" * 128 + b'"',
+        b',"data":{' + b",".join(b'"k%d":1' % n for n in range(16)) + b"}",
+    ],
+)
+def test_a_plain_frame_is_passed_on_as_it_came(rest: bytes) -> None:
+    content = HEAD + rest + b"}"
+    assert passed(content)
+    assert orjson.loads(checked_frame(content, Target.ROOM, ROOM)) == orjson.loads(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{}",
+        b"[]",
+        b'{"type":"message"}',
+        b'{"room":"' + ROOM.encode() + b'"}',
+        HEAD.replace(b"message", b"ack") + b"}",
+        HEAD.replace(b"message", b"m\x5cu0065ssage") + b"}",
+        HEAD.replace(b"message", "messagé".encode()) + b"}",
+        HEAD.replace(b"group:0", b"group:1") + b"}",
+        *(
+            HEAD + rest + b"}"
+            for rest in (
+                b" ",
+                b',"more":"x"',
+                b',"type":"message"',
+                b',"id":""',
+                b',"id":1',
+                b',"id":null',
+                b',"id":{}',
+                b',"id":"a\\nb"',
+                b',"id":"a\x7fb"',
+                b',"id":"' + b"x" * 129 + b'"',
+                b',"to":"c-1"',
+                b',"data":[]',
+                b',"data":null',
+                b',"data":"x"',
+                b',"data":{"a":1,"a":2}',
+                b',"data":{"a":{"b":1,"b":2}}',
+                b',"data":{"a\\u0062":1}',
+                b',"data":{"a":"\\ud800"}',
+                b',"data":{"a":"\\x"}',
+                b',"data":{"a":"\x01"}',
+                b',"data":{"a":"\xff"}',
+                b',"data":{"a":"\xc3"}',
+                b',"data":{"a":01}',
+                b',"data":{"a":1.}',
+                b',"data":{"a":.5}',
+                b',"data":{"a":-}',
+                b',"data":{"a":+1}',
+                b',"data":{"a":1e5}',
+                b',"data":{"a":1234567890123456}',
+                b',"data":{"a":1.2345678901234567}',
+                b',"data":{"a":truth}',
+                b',"data":{"a":nul}',
+                b',"data":{"a":fals}',
+                b',"data":{"a":}',
+                b',"data":{"a"}',
+                b',"data":{a:1}',
+                b',"data":{,}',
+                b',"data":{"a":1,}',
+                b',"data":{"a":[1,]}',
+                b',"data":{"a":[1 ]}',
+                b',"data":{"a":[1}}',
+                b',"data":{"a":{"b":1]}',
+                b',"data":{"a":1}}',
+                b',"data":{"a":1',
+                b',"data":{"a":[',
+                b',"data":{"a":"',
+                b',"data":{"a',
+                b',"data":{"a":',
+                b',"data":',
+                b",",
+                b',"data":{' + b",".join(b'"k%d":1' % n for n in range(17)) + b"}",
+                b',"data":{"a":' + b"[" * 12 + b"]" * 12 + b"}",
+                b',"data":{"a":[' + b",".join([b'{"k":1}'] * 1001) + b"]}",
+                b',"data":{"a":"' + b"x" * 65_536 + b'"}',
+            )
+        ),
+    ],
+)
+def test_anything_else_is_parsed(content: bytes) -> None:
+    assert not passed(content)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_what_is_passed_on_says_the_same_to_a_parser(value: object) -> None:
+    try:
+        content = frame(room=ROOM, data={"value": value})
+    except TypeError:
+        return  # an integer that orjson does not write
+    passed(content)
+
+
+@given(st.data())
+def test_what_is_passed_on_is_json_for_everybody(data: st.DataObject) -> None:
+    alphabet = '{}[]",:0123456789.-eE+\\/ truefalsn\x01\x7fü'
+    noise = data.draw(st.text(alphabet, max_size=12)).encode()
+    base = HEAD + b',"data":{"a":[1,2.5,true],"b":{"c":"x","d":null}}}'
+    at, gap = data.draw(st.integers(0, len(base))), data.draw(st.integers(0, 8))
+    content = base[:at] + noise + base[at + gap :]
+    if passed(content):
+        pairs: list[list[str]] = []
+
+        def collect(found: list[tuple[str, object]]) -> dict[str, object]:
+            pairs.append([key for key, _ in found])
+            return dict(found)
+
+        json.loads(content, object_pairs_hook=collect)
+        assert all(len(keys) == len(set(keys)) for keys in pairs)
+        assert orjson.loads(checked_frame(content, Target.ROOM, ROOM)) == orjson.loads(content)
 
 
 def test_what_sifting_leaves_to_others() -> None:
     known = Known(EPOCH, 4, 4, 4, 4)
     records = {NODE: known}
     payload = written(5, Target.ROOM, ROOM, frame(room=ROOM))
-    assert sift_envelope(payload, ROOMS, NODE.encode(), records, ()) == 0, "one's own"
-    assert sift_envelope(payload[:-1], ROOMS, b"me", records, ()) is None
+    assert sift_envelope(payload, ROOMS, NODE.encode(), records, (), BROADCAST_TYPES) == 0, (
+        "one's own"
+    )
+    assert sift_envelope(payload[:-1], ROOMS, b"me", records, (), BROADCAST_TYPES) is None
     for records_, stream in (
         ({}, ROOMS),
         ({NODE: Known(EPOCH + 1, 4, 4, 4, 4)}, ROOMS),
@@ -454,7 +605,7 @@ def test_what_sifting_leaves_to_others() -> None:
         ({NODE: Known(EPOCH, 4)}, ROOMS),
         ({NODE: Known(EPOCH)}, 77),
     ):
-        found = sift_envelope(payload, stream, b"me", records_, ())
+        found = sift_envelope(payload, stream, b"me", records_, (), BROADCAST_TYPES)
         assert isinstance(found, tuple)
         assert found[0] is False
     assert known.last == [4, 4, 4, 4]
@@ -465,13 +616,13 @@ def test_what_sifting_leaves_to_others() -> None:
         (5, written(5, Target.CONNECTION, "c-1", frame(to="c-1")), MESSAGES),
         (5, written(5, Target.ALL, "", frame()), SYSTEM_STREAM),
     ):
-        found = sift_envelope(text, stream, b"me", records, ())
+        found = sift_envelope(text, stream, b"me", records, (), BROADCAST_TYPES)
         assert isinstance(found, tuple)
         assert found[0] is True
         assert known.last[stream] == seq
     zero = Known(EPOCH, -1, -1, -1, -1)
     none = written(0, Target.ROOM, ROOM, frame(room=ROOM))
-    found = sift_envelope(none, ROOMS, b"me", {NODE: zero}, ())
+    found = sift_envelope(none, ROOMS, b"me", {NODE: zero}, (), BROADCAST_TYPES)
     assert isinstance(found, tuple)
     assert found[0] is False
 
@@ -483,4 +634,4 @@ def test_what_sifting_is_given_may_raise() -> None:
 
     payload = written(5, Target.ROOM, ROOM, frame(room=ROOM))
     with pytest.raises(RuntimeError):
-        sift_envelope(payload, ROOMS, b"me", {NODE: Known(EPOCH, 4, 4)}, Broken())  # type: ignore[arg-type]
+        sift_envelope(payload, ROOMS, b"me", {NODE: Known(EPOCH, 4, 4)}, Broken(), BROADCAST_TYPES)  # type: ignore[arg-type]
