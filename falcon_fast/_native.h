@@ -300,6 +300,9 @@ static inline size_t ff_plain_scalar(const uint8_t *text, size_t size, size_t at
     if (i == start || i - start > 15 || (text[start] == '0' && i - start > 1)) {
         return 0;
     }
+    if (start > at && text[start] == '0' && (i == size || text[i] != '.')) {
+        return 0; /* "-0" is a whole number to some readers and a fraction to others */
+    }
     if (i < size && text[i] == '.') {
         start = ++i;
         while (i < size && text[i] >= '0' && text[i] <= '9') {
