@@ -4,7 +4,7 @@ Everything here is plain C memory. A connection owns one reference to its Python
 else that the interpreter knows of; a silent connection owns no buffer at all.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "Python.h":
     ctypedef struct PyObject:
@@ -49,47 +49,73 @@ cdef struct Queued:
     uint32_t messages
 
 
+cdef struct Queue:
+    # What a peer has not taken yet; there is one while something waits.
+    Queued *head
+    Queued *tail
+    uint32_t bytes
+    uint32_t messages
+    uint32_t progress_at        # last time the peer took something off it, as all times in Conn
+    uint32_t transport_backlog
+
+
+cdef struct Held:
+    # Input that arrived before `resume`.
+    uint32_t size
+    uint8_t data[1]
+
+
+cdef enum:
+    FEW_ROOMS = 4               # rooms of a connection that need no memory of their own
+    FEW_MEMBERS = 4             # members of a room, likewise
+
+cdef union RoomNumbers:
+    uint32_t few[FEW_ROOMS]
+    uint32_t *many
+
+
 cdef struct Conn:
     PyObject *owner
     PyObject *link              # the Link of a connection that kept its asyncio transport, or NULL
     Assembly *assembly
-    uint8_t *held               # input that arrived before `resume`
-    Queued *queue_head
-    Queued *queue_tail
-    uint32_t *rooms
+    Held *held
+    Queue *queue                # NULL while nothing waits
+    RoomNumbers rooms           # see `rooms_in`
     int fd
     uint32_t generation
-    uint32_t held_size
-    uint32_t queue_bytes
-    uint32_t queue_messages
     uint32_t last_seen          # milliseconds since the core was made, modulo 2**32, like all below
-    uint32_t next_ping
-    uint32_t progress_at        # last time the peer took something off the queue
-    uint32_t linger_until
+    uint32_t alarm              # the next ping; of a CLOSING connection, when it is let go
     uint32_t expires            # ticks of the wheel since the core was made, 0 = never
     uint32_t rate_at
     uint32_t refused_since
     uint32_t refused_at
+    uint32_t tokens             # thousandths of a message
     int32_t wheel_next
     int32_t wheel_previous
-    int32_t wheel_bucket        # -1 while in no bucket
-    uint32_t tokens             # thousandths of a message
-    uint32_t transport_backlog
+    int16_t wheel_bucket        # -1 while in no bucket
     uint16_t room_count
     uint16_t room_capacity
     uint8_t state
     uint8_t flags
 
 
-cdef struct Room:
-    uint16_t *members           # sorted slots, or NULL when `bits` or `few` holds them
+cdef enum:
+    IN_BITS = 0                 # Room.capacity of a room that is a bitset
+    NO_ENTRY = -1               # Room.first_entry
+    NOT_OPEN = -2
+
+cdef union Slots:
+    uint16_t few[FEW_MEMBERS]
+    uint16_t *many
     uint64_t *bits
-    uint16_t few[4]
+
+
+cdef struct Room:
+    Slots slots                 # see _core_sets.pxi
     uint32_t count
     uint32_t capacity
-    int32_t first_entry         # this tick's messages, -1 = none
+    int32_t first_entry         # this tick's messages, or NO_ENTRY, or NOT_OPEN
     int32_t last_entry
-    bint open
 
 
 cdef struct Entry:

@@ -41,7 +41,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.buffer cimport PyBUF_WRITE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.ref cimport Py_INCREF, Py_DECREF
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, qsort, realloc
 from libc.string cimport memcpy, memmove, memset
 
@@ -411,14 +411,14 @@ cdef class Core(_Input):
     cdef int _begin(self, uint32_t slot, bint paused) except -1:
         cdef Conn *conn = &self.conns[slot]
         self._touch_clock()
-        conn.last_seen = conn.progress_at = conn.rate_at = <uint32_t>self.now_ms
+        conn.last_seen = conn.rate_at = <uint32_t>self.now_ms
         # The first ping comes at a random moment of the interval, or all clients of a reconnect
         # storm would be pinged in the same tick for ever.
         if self.ping_interval:
             self.random ^= self.random << 13
             self.random ^= self.random >> 17
             self.random ^= self.random << 5
-            conn.next_ping = <uint32_t>self.now_ms + 1 + self.random % self.ping_interval
+            conn.alarm = <uint32_t>self.now_ms + 1 + self.random % self.ping_interval
         self.open_count += 1
         self.deflate_count += self.variant_of[slot] != PLAIN
         self.counted.adopted += 1
@@ -492,14 +492,16 @@ cdef class Core(_Input):
     def queued_bytes(self, conn: int) -> int:
         """Return how many octets wait for the peer to take them."""
         cdef uint32_t slot = 0
-        return self.conns[slot].queue_bytes if self._find(conn, &slot) else 0
+        if not self._find(conn, &slot) or self.conns[slot].queue == NULL:
+            return 0
+        return self.conns[slot].queue.bytes
 
     # ------------------------------------------------------------------------------------ rooms
 
     def open_room(self) -> int:
         """Make an empty room and return its number."""
         cdef uint32_t number = self.free_rooms.pop() if self.free_rooms else self._make_room()
-        self.rooms[number].open = True
+        self.rooms[number].first_entry = NO_ENTRY
         return number
 
     def close_room(self, room: int) -> None:
@@ -512,7 +514,7 @@ cdef class Core(_Input):
             raise ValueError(f"room {room} has members")
         if self._room(room).first_entry >= 0:
             self._flush_sends()     # its last members were told on their way out; the rest is for nobody
-        self._room(room).open = False
+        self._room(room).first_entry = NOT_OPEN
         self.free_rooms.append(room)
 
     def join(self, conn: int, room: int) -> int:
@@ -523,43 +525,37 @@ cdef class Core(_Input):
         """
         cdef uint32_t slot = 0
         cdef Conn *state
-        cdef uint32_t *rooms
         cdef uint32_t number = room
-        cdef uint16_t capacity
         cdef Room *target = self._room(room)
         if not self._find(conn, &slot) or room_has(target, <uint16_t>slot):
             return 0
         state = &self.conns[slot]
         if state.room_count >= self.max_rooms:
             return -1
-        if state.room_count == state.room_capacity:
-            capacity = state.room_capacity * 2 if state.room_capacity else 4
-            rooms = <uint32_t *>realloc(state.rooms, capacity * sizeof(uint32_t))
-            if rooms == NULL:
-                raise MemoryError("no memory for a connection's rooms")
-            state.rooms = rooms
-            state.room_capacity = capacity
         self._enter(slot, number)
-        state.rooms[state.room_count] = number
-        state.room_count += 1
+        try:
+            add_room(state, number)
+        except MemoryError:
+            self._unlist(slot, number)
+            raise
         return 1
 
     def leave(self, conn: int, room: int) -> bool:
         """Take a connection out of a room; False when it was no member."""
         cdef uint32_t slot = 0, i
         cdef uint32_t number = room
+        cdef uint32_t *rooms
         cdef Conn *state
         if not self._find(conn, &slot) or not room_has(self._room(room), <uint16_t>slot):
             return False
         if self.rooms[number].first_entry >= 0:
             self._flush_one(slot)
         state = &self.conns[slot]
+        rooms = rooms_in(state)
         for i in range(state.room_count):
-            if state.rooms[i] == number:
+            if rooms[i] == number:
                 state.room_count -= 1
-                memmove(
-                    state.rooms + i, state.rooms + i + 1, (state.room_count - i) * sizeof(uint32_t)
-                )
+                memmove(rooms + i, rooms + i + 1, (state.room_count - i) * sizeof(uint32_t))
                 break
         self._unlist(slot, number)
         return True
@@ -612,9 +608,11 @@ cdef class Core(_Input):
         """
         cdef uint64_t tag = conn
         cdef uint32_t slot = <uint32_t>(tag & 0xffff), i
+        cdef uint32_t *rooms
         if slot >= self.fresh_slot or self.conns[slot].generation != <uint32_t>(tag >> 16):
             return []
-        return [self.conns[slot].rooms[i] for i in range(self.conns[slot].room_count)]
+        rooms = rooms_in(&self.conns[slot])
+        return [rooms[i] for i in range(self.conns[slot].room_count)]
 
     def room_count(self, conn: int) -> int:
         """Return in how many rooms a live connection is."""
@@ -657,7 +655,7 @@ cdef class Core(_Input):
             PyBytes_GET_SIZE(payload),
         )
         self.counted.deliveries += 1
-        return 1 if state.queue_head != NULL else 0
+        return 1 if state.queue != NULL else 0
 
     def flush(self) -> None:
         """End the tick: send what was noted, then close whom that showed to be slow or gone."""
@@ -754,7 +752,7 @@ cdef class Core(_Input):
         cdef uint32_t now = <uint32_t>self.now_ms, generation = conn.generation
         cdef uint32_t backlog
         if conn.state == CLOSING:
-            if <int32_t>(now - conn.linger_until) >= 0:
+            if <int32_t>(now - conn.alarm) >= 0:
                 return self._release(slot)
             return self._arm(slot)
         if conn.expires and self.now_ms >= <uint64_t>conn.expires * TICK_MS:
@@ -768,20 +766,20 @@ cdef class Core(_Input):
         if self.ping_interval and now - conn.last_seen >= self.ping_timeout:
             if self.now_ms >= self.grace_until:
                 return self._close(slot, NO_PONG)
-        if conn.queue_head != NULL:
+        if conn.queue != NULL:
             if conn.link != NULL:
                 backlog = (<object>conn.link).transport.get_write_buffer_size()
-                if backlog < conn.transport_backlog:
-                    conn.progress_at = now
-                conn.transport_backlog = backlog
+                if backlog < conn.queue.transport_backlog:
+                    conn.queue.progress_at = now
+                conn.queue.transport_backlog = backlog
             # After a stall of ours the kernel may have room that nobody has looked at yet.
-            if now - conn.progress_at >= self.write_timeout and self.now_ms >= self.grace_until:
+            if now - conn.queue.progress_at >= self.write_timeout and self.now_ms >= self.grace_until:
                 return self._close_slow(slot)
-        if self.ping_interval and <int32_t>(now - conn.next_ping) >= 0:
-            conn.next_ping += self.ping_interval
-            if <int32_t>(now - conn.next_ping) >= 0:
-                conn.next_ping = now + self.ping_interval
-            if conn.queue_head == NULL:
+        if self.ping_interval and <int32_t>(now - conn.alarm) >= 0:
+            conn.alarm += self.ping_interval
+            if <int32_t>(now - conn.alarm) >= 0:
+                conn.alarm = now + self.ping_interval
+            if conn.queue == NULL:
                 self._note_own(slot, OP_PING, NULL, 0)
         return self._arm(slot)
 
@@ -792,8 +790,8 @@ cdef class Core(_Input):
         cdef uint32_t slot, waiting = 0
         cdef uint64_t octets = 0
         for slot in range(self.fresh_slot):
-            if self.conns[slot].queue_head != NULL:
-                octets += self.conns[slot].queue_bytes
+            if self.conns[slot].queue != NULL:
+                octets += self.conns[slot].queue.bytes
                 waiting += 1
         return octets, waiting
 

@@ -95,19 +95,20 @@ cdef class _End(_Rooms):
     cdef int _retire(self, uint32_t slot, int reason, int code) except -1:
         """Take a connection out of everything the application sees; only its socket lingers on."""
         cdef Conn *conn = &self.conns[slot]
+        cdef uint32_t *rooms = rooms_in(conn)
         cdef uint32_t i, generation = conn.generation
         for i in range(conn.room_count):
-            self._unlist(slot, conn.rooms[i])
+            self._unlist(slot, rooms[i])
         self._unlist(slot, ALL)
         free_assembly(conn)
         free(conn.held)
         conn.held = NULL
-        conn.linger_until = <uint32_t>self.now_ms + LINGER_MS
+        conn.alarm = <uint32_t>self.now_ms + LINGER_MS
         self.open_count -= 1
         self.deflate_count -= self.variant_of[slot] != PLAIN
         self._arm(slot)
         self._read_on(slot)     # to discard what comes, and to see the peer's end
-        if conn.queue_head == NULL:
+        if conn.queue == NULL:
             self._end_write(slot, reason == PEER_CLOSED)
         self.depth += 1         # a flush in the callback waits: it could release this very slot
         try:
@@ -118,10 +119,7 @@ cdef class _End(_Rooms):
             self.depth -= 1
             self._schedule_pending()
         if conn.generation == generation:   # else shut down in the callback, and maybe taken again
-            free(conn.rooms)
-            conn.rooms = NULL
-            conn.room_count = 0
-            conn.room_capacity = 0
+            forget_rooms(conn)
         return 0
 
     @cython.final

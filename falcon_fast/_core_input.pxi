@@ -35,34 +35,34 @@ cdef class _Input(_End):
     @cython.final
     cdef int _received(self, uint32_t slot, uint8_t *data, size_t size) except -1:
         cdef Conn *conn = &self.conns[slot]
-        cdef uint8_t *held
+        cdef Held *held
+        cdef size_t before
         conn.last_seen = <uint32_t>self.now_ms
         self.counted.bytes_in += size
         if conn.state == OPEN:
             return self._feed(slot, data, size)
         if conn.state == HELD:
             # A transport may still hand over what it had read when it was paused.
-            if size > self.max_message_bytes - min(conn.held_size, self.max_message_bytes):
+            before = 0 if conn.held == NULL else conn.held.size
+            if size > self.max_message_bytes - min(before, self.max_message_bytes):
                 return self._close(slot, EARLY_DATA)
-            held = <uint8_t *>realloc(conn.held, conn.held_size + size)
+            held = <Held *>realloc(conn.held, sizeof(Held) + before + size)
             if held == NULL:
                 raise MemoryError("no memory for early input")
-            memcpy(held + conn.held_size, data, size)
+            memcpy(held.data + before, data, size)
+            held.size = <uint32_t>(before + size)
             conn.held = held
-            conn.held_size += <uint32_t>size
         return 0
 
     @cython.final
     cdef int _open(self, uint32_t slot) except -1:
         cdef Conn *conn = &self.conns[slot]
-        cdef uint8_t *held = conn.held
-        cdef uint32_t size = conn.held_size
+        cdef Held *held = conn.held
         conn.state = OPEN
         if held != NULL:
             conn.held = NULL
-            conn.held_size = 0
             try:
-                self._feed(slot, held, size)
+                self._feed(slot, held.data, held.size)
             finally:
                 free(held)
         return 0
@@ -317,7 +317,7 @@ cdef class _Input(_End):
         # read is owed one pong, not a growing queue of them; one that floods gets a few a read.
         cdef Conn *conn = &self.conns[slot]
         cdef Assembly *assembly
-        if conn.queue_head == NULL:
+        if conn.queue == NULL:
             return self._note_own(slot, OP_PONG, payload, size)
         assembly = new_assembly(conn) if conn.assembly == NULL else conn.assembly
         memcpy(assembly.pong, payload, size)

@@ -199,9 +199,9 @@ cdef class _Output(_Deflate):
         for i in range(self.dirty_count):
             room = &self.rooms[self.dirty[i]]
             self.stamp += 1
-            if room.bits != NULL:
+            if room.capacity == IN_BITS:
                 for word in range(self.words):
-                    left = room.bits[word]
+                    left = room.slots.bits[word]
                     while left:
                         slot = (word << 6) + <uint32_t>__builtin_ctzll(left)
                         left &= left - 1
@@ -403,13 +403,14 @@ cdef class _Output(_Deflate):
     cdef int _flush_one(self, uint32_t slot) except -1:
         """Send one connection what is pending for it now, ahead of the end of the tick."""
         cdef Conn *conn = &self.conns[slot]
+        cdef uint32_t *rooms = rooms_in(conn)
         cdef uint32_t i, sources = 0
         if self.entry_count == 0:
             return 0
         self.index_count = 0
         for i in range(conn.room_count):
-            if self.rooms[conn.rooms[i]].first_entry >= 0:
-                self._index(self.rooms[conn.rooms[i]].first_entry, self.cursor[slot])
+            if self.rooms[rooms[i]].first_entry >= 0:
+                self._index(self.rooms[rooms[i]].first_entry, self.cursor[slot])
                 sources += 1
         if self.rooms[ALL].first_entry >= 0 and room_has(&self.rooms[ALL], <uint16_t>slot):
             self._index(self.rooms[ALL].first_entry, self.cursor[slot])
@@ -429,7 +430,7 @@ cdef class _Output(_Deflate):
         if self.out_size == 0 or conn.flags & DOOMED_FLAG:
             return 0
         self.counted.compressed_deliveries += self.out_packed
-        if conn.queue_head == NULL and conn.fd >= 0:
+        if conn.queue == NULL and conn.fd >= 0:
             sent = ff_send(conn.fd, self.out, self.out_size)
             self.counted.sends += 1
             if sent == <ssize_t>self.out_size:
@@ -440,7 +441,7 @@ cdef class _Output(_Deflate):
                     return self._doom(slot, CONNECTION_LOST)
                 sent = 0
             self.counted.bytes_out += <size_t>sent
-        elif conn.queue_head == NULL and not conn.flags & PAUSED:
+        elif conn.queue == NULL and not conn.flags & PAUSED:
             if self.out_bytes is None:
                 self.out_bytes = PyBytes_FromStringAndSize(<const char *>self.out, self.out_size)
             self.counted.sends += 1
@@ -493,18 +494,18 @@ cdef class _Output(_Deflate):
     @cython.final
     cdef int _enqueue(self, uint32_t slot, Block *block, uint32_t offset, uint32_t messages) except -1:
         cdef Conn *conn = &self.conns[slot]
-        cdef bint first = conn.queue_head == NULL
+        cdef bint first = conn.queue == NULL
         queue_push(conn, block, offset, messages)
         if first:
-            conn.progress_at = <uint32_t>self.now_ms
+            conn.queue.progress_at = <uint32_t>self.now_ms
             if conn.fd >= 0:
                 self._watch(slot)
             else:
-                conn.transport_backlog = (<object>conn.link).transport.get_write_buffer_size()
+                conn.queue.transport_backlog = (<object>conn.link).transport.get_write_buffer_size()
             self._arm(slot)
         if conn.state != CLOSING and (
-            conn.queue_bytes > self.max_queue_bytes
-            or conn.queue_messages > self.max_queue_messages
+            conn.queue.bytes > self.max_queue_bytes
+            or conn.queue.messages > self.max_queue_messages
         ):
             self._doom(slot, SLOW_CONSUMER)
         return 0
@@ -538,7 +539,7 @@ cdef class _Output(_Deflate):
         cdef uint32_t interest = 0
         if conn.state != HELD:
             interest |= EPOLLIN
-        if conn.queue_head != NULL:
+        if conn.queue != NULL:
             interest |= EPOLLOUT
         ff_epoll_ctl(self.poll_fd, EPOLL_CTL_MOD, conn.fd, interest, self._tag(slot))
         return 0
@@ -550,8 +551,8 @@ cdef class _Output(_Deflate):
         cdef Queued *node
         cdef uint32_t left
         cdef ssize_t sent
-        while conn.queue_head != NULL:
-            node = conn.queue_head
+        while conn.queue != NULL:
+            node = conn.queue.head
             left = node.block.size - node.offset
             if conn.fd >= 0:
                 sent = ff_send(conn.fd, node.block.data + node.offset, left)
@@ -567,19 +568,21 @@ cdef class _Output(_Deflate):
                     slot,
                     PyBytes_FromStringAndSize(<const char *>node.block.data + node.offset, left),
                 )
+                if conn.queue == NULL:
+                    break       # it failed, and who heard of that ended the connection
                 sent = left
-            conn.progress_at = <uint32_t>self.now_ms
+            conn.queue.progress_at = <uint32_t>self.now_ms
             self.counted.bytes_out += <size_t>sent
             if <uint32_t>sent < left:
                 node.offset += <uint32_t>sent
-                conn.queue_bytes -= <uint32_t>sent
+                conn.queue.bytes -= <uint32_t>sent
                 if node.messages > 1:   # one may be the rest of a cut frame: nothing to walk along
                     left = frames_after(node.block, node.offset)
-                    conn.queue_messages -= node.messages - left
+                    conn.queue.messages -= node.messages - left
                     node.messages = left
                 break
             queue_pop(conn)
-        if conn.queue_head == NULL:
+        if conn.queue == NULL:
             if conn.fd >= 0:
                 self._watch(slot)
             if conn.state == CLOSING:

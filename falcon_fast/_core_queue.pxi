@@ -18,37 +18,46 @@ cdef inline void block_release(Block *block) noexcept:
 
 
 cdef int queue_push(Conn *conn, Block *block, uint32_t offset, uint32_t messages) except -1:
+    cdef Queue *queue = conn.queue
     cdef Queued *node = <Queued *>malloc(sizeof(Queued))
     if node == NULL:
         raise MemoryError("no memory for an out-queue")
+    if queue == NULL:
+        queue = <Queue *>calloc(1, sizeof(Queue))
+        if queue == NULL:
+            free(node)
+            raise MemoryError("no memory for an out-queue")
+        conn.queue = queue
     node.next = NULL
     node.block = block
     node.offset = offset
     node.messages = messages
     block.references += 1
-    if conn.queue_tail == NULL:
-        conn.queue_head = node
+    if queue.tail == NULL:
+        queue.head = node
     else:
-        conn.queue_tail.next = node
-    conn.queue_tail = node
-    conn.queue_bytes += block.size - offset
-    conn.queue_messages += messages
+        queue.tail.next = node
+    queue.tail = node
+    queue.bytes += block.size - offset
+    queue.messages += messages
     return 0
 
 
 cdef void queue_pop(Conn *conn) noexcept:
-    cdef Queued *node = conn.queue_head
-    conn.queue_head = node.next
-    if conn.queue_head == NULL:
-        conn.queue_tail = NULL
-    conn.queue_bytes -= node.block.size - node.offset
-    conn.queue_messages -= node.messages
+    cdef Queue *queue = conn.queue
+    cdef Queued *node = queue.head
+    queue.head = node.next
+    queue.bytes -= node.block.size - node.offset
+    queue.messages -= node.messages
     block_release(node.block)
     free(node)
+    if queue.head == NULL:
+        free(queue)
+        conn.queue = NULL
 
 
 cdef void queue_clear(Conn *conn) noexcept:
-    while conn.queue_head != NULL:
+    while conn.queue != NULL:
         queue_pop(conn)
 
 
@@ -79,12 +88,14 @@ cdef uint32_t frames_after(Block *block, uint32_t offset) noexcept:
 cdef int queue_cut(Conn *conn) except -1:
     # Keep only the rest of a frame that the peer has already begun to receive: what follows it on
     # the wire must be a frame's first octet.
-    cdef Queued *node = conn.queue_head
+    cdef Queued *node
     cdef Block *rest
     cdef size_t end = 0
-    cdef uint32_t offset
-    if node == NULL:
+    cdef uint32_t offset, progress_at, backlog
+    if conn.queue == NULL:
         return 0
+    node = conn.queue.head
+    progress_at, backlog = conn.queue.progress_at, conn.queue.transport_backlog
     offset = node.offset
     while end < offset:
         end += frame_size(node.block.data + end)
@@ -93,6 +104,9 @@ cdef int queue_cut(Conn *conn) except -1:
         return 0
     rest = block_new(node.block.data + offset, end - offset)
     queue_clear(conn)
-    queue_push(conn, rest, 0, 1)
-    block_release(rest)
+    try:
+        queue_push(conn, rest, 0, 1)
+    finally:
+        block_release(rest)
+    conn.queue.progress_at, conn.queue.transport_backlog = progress_at, backlog
     return 0

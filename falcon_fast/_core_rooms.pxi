@@ -16,19 +16,16 @@ cdef class _Rooms(_Output):
             self.rooms = rooms
             self.room_capacity = capacity
         room = &self.rooms[self.room_used]
-        room.members = NULL
-        room.bits = NULL
         room.count = 0
-        room.capacity = 4
-        room.first_entry = room.last_entry = -1
-        room.open = True
+        room.capacity = FEW_MEMBERS
+        room.first_entry = room.last_entry = NO_ENTRY
         self.room_used += 1
         return self.room_used - 1
 
     @cython.final
     cdef Room *_room(self, object number) except NULL:
         cdef int64_t index = number
-        if not 0 < index < self.room_used or not self.rooms[index].open:
+        if not 0 < index < self.room_used or self.rooms[index].first_entry == NOT_OPEN:
             raise ValueError(f"there is no room {number}")
         return &self.rooms[index]
 
@@ -50,9 +47,9 @@ cdef class _Rooms(_Output):
         cdef uint32_t i, word
         cdef uint64_t left
         cdef uint16_t *slots
-        if room.bits != NULL:
+        if room.capacity == IN_BITS:
             for word in range(self.words):
-                left = room.bits[word]
+                left = room.slots.bits[word]
                 while left:
                     i = (word << 6) + <uint32_t>__builtin_ctzll(left)
                     left &= left - 1

@@ -6,9 +6,8 @@ cdef uint32_t ARRAY_BELOW = 2048
 
 
 cdef inline uint16_t *room_slots(Room *room) noexcept:
-    if room.capacity <= 4:
-        return room.few
-    return room.members
+    # Of a room that is no bitset.
+    return &room.slots.few[0] if room.capacity <= FEW_MEMBERS else room.slots.many
 
 
 cdef uint32_t room_lower_bound(Room *room, uint16_t slot) noexcept:
@@ -25,24 +24,26 @@ cdef uint32_t room_lower_bound(Room *room, uint16_t slot) noexcept:
 
 cdef bint room_has(Room *room, uint16_t slot) noexcept:
     cdef uint32_t at
-    if room.bits != NULL:
-        return (room.bits[slot >> 6] >> (slot & 63)) & 1
+    if room.capacity == IN_BITS:
+        return (room.slots.bits[slot >> 6] >> (slot & 63)) & 1
     at = room_lower_bound(room, slot)
     return at < room.count and room_slots(room)[at] == slot
 
 
 cdef int room_to_bits(Room *room, uint32_t words) except -1:
     cdef uint64_t *bits = <uint64_t *>calloc(words, sizeof(uint64_t))
+    cdef uint16_t *slots = room_slots(room)
     cdef uint32_t i
     cdef uint16_t slot
     if bits == NULL:
         raise MemoryError("no memory for a room's member set")
     for i in range(room.count):
-        slot = room.members[i]
+        slot = slots[i]
         bits[slot >> 6] |= (<uint64_t>1) << (slot & 63)
-    free(room.members)
-    room.members = NULL
-    room.bits = bits
+    if room.capacity > FEW_MEMBERS:
+        free(room.slots.many)
+    room.slots.bits = bits
+    room.capacity = IN_BITS
     return 0
 
 
@@ -53,14 +54,13 @@ cdef int room_to_array(Room *room, uint32_t words) except -1:
     if members == NULL:
         raise MemoryError("no memory for a room's member set")
     for word in range(words):
-        left = room.bits[word]
+        left = room.slots.bits[word]
         while left:
             members[n] = <uint16_t>((word << 6) + <uint32_t>__builtin_ctzll(left))
             n += 1
             left &= left - 1
-    free(room.bits)
-    room.bits = NULL
-    room.members = members
+    free(room.slots.bits)
+    room.slots.many = members
     room.capacity = capacity
     return 0
 
@@ -68,23 +68,24 @@ cdef int room_to_array(Room *room, uint32_t words) except -1:
 cdef int room_add(Room *room, uint16_t slot, uint32_t words) except -1:
     # The caller has made sure that the slot is not yet a member.
     cdef uint32_t at, capacity
+    cdef bint few = room.capacity <= FEW_MEMBERS
     cdef uint16_t *members
-    if room.bits == NULL and room.count >= BITSET_ABOVE:
+    if room.capacity != IN_BITS and room.count >= BITSET_ABOVE:
         room_to_bits(room, words)
-    if room.bits != NULL:
-        room.bits[slot >> 6] |= (<uint64_t>1) << (slot & 63)
+    if room.capacity == IN_BITS:
+        room.slots.bits[slot >> 6] |= (<uint64_t>1) << (slot & 63)
         room.count += 1
         return 0
     if room.count == room.capacity:
         capacity = room.capacity * 2
         members = <uint16_t *>realloc(
-            NULL if room.capacity <= 4 else room.members, capacity * sizeof(uint16_t)
+            NULL if few else room.slots.many, capacity * sizeof(uint16_t)
         )
         if members == NULL:
             raise MemoryError("no memory for a room's member set")
-        if room.capacity <= 4:
-            memcpy(members, room.few, sizeof(room.few))
-        room.members = members
+        if few:
+            memcpy(members, room.slots.few, sizeof(room.slots.few))
+        room.slots.many = members
         room.capacity = capacity
     members = room_slots(room)
     at = room_lower_bound(room, slot)
@@ -98,8 +99,8 @@ cdef int room_remove(Room *room, uint16_t slot, uint32_t words) except -1:
     # The caller has made sure that the slot is a member.
     cdef uint32_t at
     cdef uint16_t *members
-    if room.bits != NULL:
-        room.bits[slot >> 6] &= ~((<uint64_t>1) << (slot & 63))
+    if room.capacity == IN_BITS:
+        room.slots.bits[slot >> 6] &= ~((<uint64_t>1) << (slot & 63))
         room.count -= 1
         if room.count < ARRAY_BELOW:
             room_to_array(room, words)
@@ -114,10 +115,9 @@ cdef int room_remove(Room *room, uint16_t slot, uint32_t words) except -1:
 
 
 cdef void room_clear(Room *room) noexcept:
-    if room.capacity > 4:
-        free(room.members)
-    free(room.bits)
-    room.members = NULL
-    room.bits = NULL
+    if room.capacity == IN_BITS:
+        free(room.slots.bits)
+    elif room.capacity > FEW_MEMBERS:
+        free(room.slots.many)
     room.count = 0
-    room.capacity = 4
+    room.capacity = FEW_MEMBERS

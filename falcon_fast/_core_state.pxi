@@ -14,6 +14,36 @@ cdef void free_assembly(Conn *conn) noexcept:
         conn.assembly = NULL
 
 
+cdef inline uint32_t *rooms_in(Conn *conn) noexcept:
+    # The numbers of the rooms a connection is in; few of them are in place.
+    return &conn.rooms.few[0] if conn.room_capacity <= FEW_ROOMS else conn.rooms.many
+
+
+cdef int add_room(Conn *conn, uint32_t number) except -1:
+    cdef uint32_t capacity = conn.room_capacity
+    cdef bint few = capacity <= FEW_ROOMS
+    cdef uint32_t *rooms
+    if conn.room_count == capacity:
+        capacity *= 2
+        rooms = <uint32_t *>realloc(NULL if few else conn.rooms.many, capacity * sizeof(uint32_t))
+        if rooms == NULL:
+            raise MemoryError("no memory for a connection's rooms")
+        if few:
+            memcpy(rooms, conn.rooms.few, sizeof(conn.rooms.few))
+        conn.rooms.many = rooms
+        conn.room_capacity = <uint16_t>capacity
+    rooms_in(conn)[conn.room_count] = number
+    conn.room_count += 1
+    return 0
+
+
+cdef void forget_rooms(Conn *conn) noexcept:
+    if conn.room_capacity > FEW_ROOMS:
+        free(conn.rooms.many)
+    conn.room_count = 0
+    conn.room_capacity = FEW_ROOMS
+
+
 cdef class _State:
     """Attributes, memory, slots and handles."""
 
@@ -165,7 +195,7 @@ cdef class _State:
     cdef uint32_t _new_slot(self, object owner, bytes early) except? 0xffffffff:
         cdef uint32_t slot
         cdef Conn *conn
-        cdef uint8_t *held = NULL
+        cdef Held *held = NULL
         if self.free_count:
             slot = self.free_slots[self.free_count - 1]
         elif self.fresh_slot < self.max_connections:
@@ -173,10 +203,11 @@ cdef class _State:
         else:
             raise ConnectionError(f"all {self.max_connections} connection slots are taken")
         if early:
-            held = <uint8_t *>malloc(PyBytes_GET_SIZE(early))
+            held = <Held *>malloc(sizeof(Held) + PyBytes_GET_SIZE(early))
             if held == NULL:
                 raise MemoryError("no memory for early input")
-            memcpy(held, PyBytes_AS_STRING(early), PyBytes_GET_SIZE(early))
+            held.size = <uint32_t>PyBytes_GET_SIZE(early)
+            memcpy(held.data, PyBytes_AS_STRING(early), held.size)
         if self.free_count:
             self.free_count -= 1
         else:
@@ -187,11 +218,10 @@ cdef class _State:
         conn.flags = 0
         conn.wheel_bucket = -1
         conn.held = held
-        conn.held_size = <uint32_t>PyBytes_GET_SIZE(early)
+        conn.room_capacity = FEW_ROOMS
         conn.expires = 0
         conn.tokens = <uint32_t>(self.message_burst * 1000)
         conn.refused_at = 0
-        conn.transport_backlog = 0
         Py_INCREF(owner)
         conn.owner = <PyObject *>owner
         return slot
@@ -206,10 +236,7 @@ cdef class _State:
         free_assembly(conn)
         free(conn.held)
         conn.held = NULL
-        free(conn.rooms)
-        conn.rooms = NULL
-        conn.room_count = 0
-        conn.room_capacity = 0
+        forget_rooms(conn)
         if conn.owner != NULL:
             Py_DECREF(<object>conn.owner)
             conn.owner = NULL

@@ -19,16 +19,16 @@ cdef class _Time(_State):
         cdef uint32_t now = <uint32_t>self.now_ms
         cdef int64_t wait = (BUCKETS - 1) * TICK_MS, at
         if conn.state == CLOSING:
-            wait = min(wait, <int32_t>(conn.linger_until - now))
+            wait = min(wait, <int32_t>(conn.alarm - now))
         else:
             if self.ping_interval:
-                wait = min(wait, <int32_t>(conn.next_ping - now))
+                wait = min(wait, <int32_t>(conn.alarm - now))
                 at = <int32_t>(conn.last_seen + self.ping_timeout - now)
                 if at <= 0:
                     at = <int64_t>self.grace_until - <int64_t>self.now_ms
                 wait = min(wait, at)
-            if conn.queue_head != NULL:
-                at = <int32_t>(conn.progress_at + self.write_timeout - now)
+            if conn.queue != NULL:
+                at = <int32_t>(conn.queue.progress_at + self.write_timeout - now)
                 if at <= 0:
                     at = <int64_t>self.grace_until - <int64_t>self.now_ms
                 wait = min(wait, at)
@@ -38,7 +38,7 @@ cdef class _Time(_State):
         at = (<int64_t>self.now_ms + max(wait, 1) + TICK_MS - 1) // TICK_MS
         at = min(max(at, <int64_t>self.wheel_at + 1), <int64_t>self.wheel_at + BUCKETS - 1)
         at = at % BUCKETS
-        conn.wheel_bucket = <int32_t>at
+        conn.wheel_bucket = <int16_t>at
         conn.wheel_previous = -1
         conn.wheel_next = self.wheel[at]
         if conn.wheel_next >= 0:
