@@ -26,14 +26,23 @@ _Outside: TypeAlias = tuple[
     bool, str, int, int, str, str, str | int | None, int | None, str | None, int, int
 ]
 
-def sift_envelope(
-    payload: bytes,
-    stream: int,
-    own: bytes,
-    records: Mapping[str, object],
-    rooms: Container[str],
-    types: frozenset[str],
-) -> int | tuple[str, bytes] | _Outside | None: ...
+class Sifter:
+    rooms: Container[str]
+    taken: int
+    unwanted: int
+    def __init__(
+        self,
+        *,
+        own: bytes,
+        streams: Mapping[bytes, int],
+        records: Mapping[str, object],
+        types: frozenset[str],
+        passed: Callable[[bytes, str, bytes], None],
+        left: Callable[[bytes, bytes, _Outside | Exception | None], None],
+    ) -> None: ...
+    def take(self, channel: bytes, payload: bytes) -> None: ...
+    def feed(self, data: bytes, on_reply: Callable[[object], None]) -> tuple[int, int]: ...
+
 def squeeze(*facts: str | int | None) -> bytes: ...
 def stretch(packed: bytes, at: int = 0) -> tuple[str | int | None, ...]: ...
 

@@ -221,22 +221,15 @@ def read_envelope(payload: bytes) -> tuple[
     return _parts(text, &head)
 
 
-def sift_envelope(
-    payload: bytes, stream: int, own: bytes, records: dict, rooms: object, types: frozenset
-) -> object:
+cdef object _judge(
+    const uint8_t *text, Py_ssize_t size, Py_ssize_t at, bytes own, dict records, object rooms,
+    frozenset types,
+):
     """Sort what came: done with, ready to be delivered, or left to the caller.
 
     In a cluster most messages are for rooms without a member here, and most others are plain ones
     for a room. Both are judged in this one call: it notes the number if it is the next one, looks
     for the room, and reads through the frame.
-
-    Args:
-        payload: of any content.
-        stream: where it came, see redis_wire.
-        own: the id of this node.
-        records: of `positions.Positions`, by node.
-        rooms: with members here; a user's is `user:` and the id.
-        types: that a frame for a room may have.
 
     Returns:
         None if it has to be parsed; 0 if this node has sent it; 1 if its number was the next one, and
@@ -245,13 +238,11 @@ def sift_envelope(
         with another value in front: whether the number was noted.
     """
     cdef Head head
-    cdef const uint8_t *text = <const uint8_t *>PyBytes_AS_STRING(payload)
-    cdef Py_ssize_t at = stream, size
     cdef object record
     cdef str room
     cdef list last
     cdef ff_plain plain
-    if not _read_head(text, PyBytes_GET_SIZE(payload), &head):
+    if not _read_head(text, size, &head):
         return None
     size = head.node_end - NODE_AT
     if size == PyBytes_GET_SIZE(own) and memcmp(text + NODE_AT, PyBytes_AS_STRING(own), <size_t>size) == 0:
@@ -274,8 +265,209 @@ def sift_envelope(
                     and memcmp(text + head.message + plain.room.at, text + head.ident,
                                plain.room.size) == 0 \
                     and _ascii(text + head.message + plain.type.at, plain.type.size) in types:
-                return (room, payload[head.message:head.message_end])
+                return (room, PyBytes_FromStringAndSize(<const char *>text + head.message, size))
         elif head.kind == FOR_USER and (at == IN_USERS or at >= FIRST_SHARD):
             if "user:" + _word(text, head.ident, head.ident_end) not in rooms:
                 return 1
     return (True, *_parts(text, &head))
+
+
+# --- what a link that is subscribed brings -------------------------------------------------------
+
+cdef struct Bulk:
+    Py_ssize_t start
+    Py_ssize_t end
+
+cdef enum:
+    NO_BULK = -1
+    NOT_WHOLE = 0
+    MAX_BULK_DIGITS = 9         # of a length; Redis has a limit of 512 MB
+    MAX_WORD = 512              # octets of a kind of reply, or of a channel, that is waited for
+
+
+cdef inline Py_ssize_t _bulk(
+    const uint8_t *text, Py_ssize_t size, Py_ssize_t at, Bulk *bulk
+) noexcept nogil:
+    """Where `$n`, line end, n octets, line end is over; NO_BULK, or NOT_WHOLE.
+
+    In the last case, `bulk.end` says where its octets would end, or 0 if that is not known yet.
+    """
+    cdef Py_ssize_t i = at, length = 0
+    bulk.end = 0
+    if i >= size:
+        return NOT_WHOLE
+    if text[i] != 0x24:
+        return NO_BULK
+    i += 1
+    while i < size and 0x30 <= text[i] <= 0x39:
+        if i - at > MAX_BULK_DIGITS:
+            return NO_BULK
+        length = length * 10 + (text[i] - 0x30)
+        i += 1
+    if i == at + 1 and i < size:
+        return NO_BULK
+    if size - i < 2:
+        return NOT_WHOLE if i == size or text[i] == 0x0D else NO_BULK
+    if text[i] != 0x0D or text[i + 1] != 0x0A:
+        return NO_BULK
+    bulk.start = i + 2
+    bulk.end = i + 2 + length
+    if size - bulk.end < 2:
+        return NOT_WHOLE
+    if text[bulk.end] != 0x0D or text[bulk.end + 1] != 0x0A:
+        return NO_BULK
+    return bulk.end + 2
+
+
+cdef inline bint _is(const uint8_t *text, Bulk *bulk, const char *word, Py_ssize_t size) noexcept nogil:
+    """Whether a string is a word."""
+    return bulk.end - bulk.start == size and memcmp(text + bulk.start, word, <size_t>size) == 0
+
+
+cdef inline bint _is_long(Bulk *bulk) noexcept nogil:
+    """Whether a string is longer than any kind of reply, or channel, is."""
+    return bulk.end != 0 and bulk.end - bulk.start > MAX_WORD
+
+
+cdef inline bytes _octets(const uint8_t *text, Bulk *bulk):
+    return PyBytes_FromStringAndSize(<const char *>text + bulk.start, bulk.end - bulk.start)
+
+
+cdef class Sifter:
+    """Takes messages out of what came from Redis, as long as nothing else is between them.
+
+    A subscriber hears next to nothing but messages, and most are done with at the place where they
+    lie in what was read, without becoming objects. What is not, and what is no message, is given to
+    others.
+
+    Args:
+        own: the id of this node.
+        streams: by channel; what comes through other channels is a reply like any.
+        records: of `positions.Positions`, by node.
+        types: that a frame for a room may have.
+        passed: called with (channel, room, frame) for a frame that can be passed on as it came.
+        left: called with (channel, payload, found) for any other message. `found` is None if it has
+            to be parsed, the error if `rooms` raised one, else what `read_envelope` returns with
+            another value in front: whether the number was the next one, and was noted.
+
+    Attributes:
+        rooms: with members here; a user's is `user:` and the id.
+        taken: messages of others that were done with here, or passed on.
+        unwanted: of these, those that nobody here is meant by.
+    """
+
+    cdef bytes _own
+    cdef dict _streams
+    cdef dict _records
+    cdef frozenset _types
+    cdef object _passed
+    cdef object _left
+    cdef bytes _channel         # the latest one, and its stream
+    cdef Py_ssize_t _stream
+    cdef public object rooms
+    cdef readonly int64_t taken
+    cdef readonly int64_t unwanted
+
+    def __init__(
+        self, *, own: bytes, streams: dict, records: dict, types: frozenset, passed: object,
+        left: object,
+    ) -> None:
+        self._own = own
+        self._streams = streams
+        self._records = records
+        self._types = types
+        self._passed = passed
+        self._left = left
+        self._channel = b""
+        self._stream = -1
+        self.rooms = ()
+        self.taken = self.unwanted = 0
+
+    def feed(self, data: bytes, on_reply: object) -> tuple[int, int]:
+        """Take all whole replies off the front that are pushes of three parts.
+
+        Args:
+            data: that came.
+            on_reply: called with a list of three for each push that is no message of a stream.
+
+        Returns:
+            Where it stopped, and how many octets from there on the next push has, 0 if that is not
+            known. -1 stands for something else than a push.
+        """
+        cdef const uint8_t *text = <const uint8_t *>PyBytes_AS_STRING(data)
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(data), at = 0, next = 0, number
+        cdef Bulk kind, channel, payload
+        while True:
+            at = next
+            number = size - at if size - at < 4 else 4
+            channel.start = channel.end = 0
+            if memcmp(text + at, <const char *>b"*3\r\n", <size_t>number) != 0:
+                return at, -1
+            if number < 4:
+                return at, 0
+            next = _bulk(text, size, at + 4, &kind)
+            if next > 0:
+                next = _bulk(text, size, next, &channel)
+            if next == NOT_WHOLE and (_is_long(&kind) or _is_long(&channel)):
+                next = NO_BULK
+            if next <= 0:
+                return at, next
+            number = next
+            next = _bulk(text, size, next, &payload)
+            if next == NOT_WHOLE:
+                return at, payload.end + 2 - at if payload.end else 0
+            if next > 0:
+                if _is(text, &kind, b"message", 7) or _is(text, &kind, b"smessage", 8):
+                    if not _is(text, &channel, PyBytes_AS_STRING(self._channel),
+                               PyBytes_GET_SIZE(self._channel)):
+                        self._turn_to(_octets(text, &channel))
+                    if self._stream >= 0:
+                        self._sift(text + payload.start, payload.end - payload.start)
+                        continue
+                on_reply([_octets(text, &kind), _octets(text, &channel), _octets(text, &payload)])
+                continue
+            # How many channels are subscribed now; nobody wants to know.
+            next = number
+            if text[next] != 0x3A:
+                return at, -1
+            next += 1
+            while next < size and 0x30 <= text[next] <= 0x39 and next - number <= MAX_BULK_DIGITS:
+                next += 1
+            if next == number + 1 and next < size:
+                return at, -1
+            if size - next < 2:
+                return at, 0 if next == size or text[next] == 0x0D else -1
+            if text[next] != 0x0D or text[next + 1] != 0x0A:
+                return at, -1
+            next += 2
+            on_reply([_octets(text, &kind), _octets(text, &channel), None])
+
+    def take(self, channel: bytes, payload: bytes) -> None:
+        """Take one message of a stream that came another way."""
+        self._turn_to(channel)
+        self._sift(<const uint8_t *>PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
+
+    cdef object _turn_to(self, bytes channel):
+        """Note the channel of the next messages."""
+        cdef object stream = self._streams.get(channel)
+        self._channel = channel
+        self._stream = -1 if stream is None else stream
+
+    cdef object _sift(self, const uint8_t *text, Py_ssize_t size):
+        """Judge one message, and do what follows from it."""
+        cdef object found
+        try:
+            found = _judge(
+                text, size, self._stream, self._own, self._records, self.rooms, self._types
+            )
+        except Exception as error:
+            found = error
+        if type(found) is int:
+            if found:
+                self.taken += 1
+                self.unwanted += 1
+        elif type(found) is tuple and len(<tuple>found) == 2:
+            self.taken += 1
+            self._passed(self._channel, (<tuple>found)[0], (<tuple>found)[1])
+        else:
+            self._left(self._channel, PyBytes_FromStringAndSize(<const char *>text, size), found)

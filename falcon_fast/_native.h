@@ -256,26 +256,43 @@ typedef struct {
     ff_span type, room;
 } ff_plain;
 
+/* Whether one of eight octets is a control character, a quotation mark or a backslash. */
+static inline int ff_plain_stop(const uint8_t *text) {
+    const uint64_t ones = UINT64_C(0x0101010101010101), tops = UINT64_C(0x8080808080808080);
+    uint64_t chunk, quote, slash, erased;
+    memcpy(&chunk, text, 8);
+    quote = chunk ^ ones * '"';
+    slash = chunk ^ ones * '\\';
+    erased = chunk ^ ones * 0x7f;
+    return (((chunk - ones * 0x20) & ~chunk) | ((quote - ones) & ~quote) |
+            ((slash - ones) & ~slash) | ((erased - ones) & ~erased)) & tops ? 1 : 0;
+}
+
 /* The end of a string that begins at `at`, behind its quotation mark; 0 for one that is not plain.
  * Sets `escaped` if it holds a backslash. */
 static inline size_t ff_plain_string(const uint8_t *text, size_t size, size_t at, int *escaped) {
-    size_t i = at + 1;
+    size_t i = at + 1, stop;
     while (i < size) {
-        uint8_t octet = text[i];
-        if (octet == '"') {
-            return i + 1;
+        if (size - i >= 8 && !ff_plain_stop(text + i)) {
+            i += 8;
+            continue;
         }
-        if (octet < 0x20 || octet == 0x7f) {
-            return 0;
-        }
-        if (octet == '\\') {
-            *escaped = 1;
-            i++;
-            if (i >= size || memchr("\"\\/bfnrt", text[i], 8) == NULL) {
+        for (stop = size - i > 8 ? i + 8 : size; i < stop; i++) {
+            uint8_t octet = text[i];
+            if (octet == '"') {
+                return i + 1;
+            }
+            if (octet < 0x20 || octet == 0x7f) {
                 return 0;
             }
+            if (octet == '\\') {
+                *escaped = 1;
+                i++;
+                if (i >= size || memchr("\"\\/bfnrt", text[i], 8) == NULL) {
+                    return 0;
+                }
+            }
         }
-        i++;
     }
     return 0;
 }

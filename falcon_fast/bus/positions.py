@@ -93,7 +93,7 @@ class Positions:
             unknown then has begun since, or was missed.
         since: the epoch, in milliseconds since 1970, from which on no beginning can be missed.
         now: the time, set by the caller; used for everything that is heard.
-        records: by node; `_core.sift_envelope` looks into them as well.
+        records: by node; `_core.Sifter` looks into them as well.
     """
 
     def __init__(self, streams: int, ordered: int) -> None:

@@ -15,7 +15,7 @@ from typing import Final, Literal, TypeAlias
 
 from redis.exceptions import RedisError
 
-from falcon_fast._core import sift_envelope
+from falcon_fast._core import Sifter
 from falcon_fast.bus import BusStatistics, Loss, Receiver, Target
 from falcon_fast.bus.positions import BASELINE, DROP, UNKNOWN, Positions
 from falcon_fast.bus.redis_address import RedisAddress, ShardOwners, describe_error
@@ -97,9 +97,6 @@ MIN_MESSAGE_BYTES: Final = 1_048_576
 
 COMPLAINT_INTERVAL: Final = 1.0
 """Seconds between two log lines about messages that are none."""
-
-_NOT_WANTED: Final = 1
-"""What `sift_envelope` says of a message that nobody here is meant by."""
 
 # A member of an enumeration is looked up by way of its class.
 _ROOM: Final = Target.ROOM
@@ -191,6 +188,14 @@ class RedisBus:
         self._interest = Interest()
         self._shards_in_use = False
 
+        self._sifter = Sifter(
+            own=self._own,
+            streams=self._streams,
+            records=self._positions.records,
+            types=BROADCAST_TYPES,
+            passed=self._pass_on,
+            left=self._left,
+        )
         self._probed: dict[bytes, Pair] = {}
         self._main = self._pair("Redis", None, (*CHANNELS, NODES), self._own_channel)
         self._others: dict[tuple[str, int], Pair] = {}
@@ -231,7 +236,7 @@ class RedisBus:
         """See `Bus.start`."""
         self._loop = asyncio.get_running_loop()
         self._receiver = receiver
-        self._rooms = receiver.rooms
+        self._rooms = self._sifter.rooms = receiver.rooms
         self._announced_at = self._loop.time()
         self._main.start()
         self._turn()
@@ -288,6 +293,7 @@ class RedisBus:
             probe_channel=probe_channel,
             shards=functools.partial(self._shards_of, node),
             on_message=self._take,
+            split=self._sifter.feed,
             on_change=self._link_changed,
             on_moved=self._doubt_owners,
             deadline=self._deadline,
@@ -399,8 +405,31 @@ class RedisBus:
 
     # ----------------------------------------------------------------------------------- hearing
 
+    # Most of what comes is for rooms without members here, or plain; the sifter is done with that.
+
     def _take(self, channel: bytes, payload: bytes) -> None:
-        """Take whatever came. Nothing that comes can end the link."""
+        """Take what came through no stream, or by way of hiredis."""
+        if channel in self._streams:
+            self._sifter.take(channel, payload)
+        else:
+            self._left(channel, payload, None)
+
+    def _pass_on(self, channel: bytes, room: str, frame: bytes) -> None:
+        """Deliver what needs no further look."""
+        receiver = self._receiver
+        if receiver is None:
+            return
+        try:
+            if not receiver.deliver(_ROOM, room, frame):
+                self._ignored += 1
+        except Exception:
+            self._fault(channel)
+
+    def _left(self, channel: bytes, payload: bytes, found: _Outside | Exception | None) -> None:
+        """Take whatever the sifter has left; `found` is what it says of it.
+
+        Nothing that comes can end the link.
+        """
         receiver = self._receiver
         if receiver is None:
             return
@@ -408,33 +437,21 @@ class RedisBus:
             stream = self._streams.get(channel)
             if stream is None:
                 self._word(receiver, channel, payload)
-                return
-            # Most of what comes is for rooms without members here, and ends in this one call.
-            found = sift_envelope(
-                payload,
-                stream,
-                self._own,
-                self._positions.records,
-                self._rooms,
-                BROADCAST_TYPES,
-            )
-            if found == _NOT_WANTED:
-                self._received += 1
-                self._ignored += 1
-            elif type(found) is tuple:
-                self._received += 1
-                if len(found) == 2:
-                    if not receiver.deliver(_ROOM, *found):
-                        self._ignored += 1
-                else:
-                    self._message(receiver, stream, payload, found)
             elif found is None:
                 self._foreign(receiver, stream, payload)
+            else:
+                self._received += 1
+                if isinstance(found, Exception):
+                    raise found
+                self._message(receiver, stream, payload, found)
         except Refused as error:
             self._refuse(channel, str(error))
         except Exception:
-            self._refuse(channel, "it could not be handled")
-            log.exception("a message from Redis could not be handled", extra={"kind": "bus_error"})
+            self._fault(channel)
+
+    def _fault(self, channel: bytes) -> None:
+        self._refuse(channel, "it could not be handled")
+        log.exception("a message from Redis could not be handled", extra={"kind": "bus_error"})
 
     def _message(self, receiver: Receiver, stream: int, payload: bytes, outside: _Outside) -> None:
         """Take a message of our kind that may be meant for somebody here."""
@@ -896,8 +913,8 @@ class RedisBus:
             published=total.published,
             unpublished=total.unpublished + self._unpublished,
             unconfirmed=total.unconfirmed,
-            received=self._received,
-            ignored=self._ignored,
+            received=self._received + self._sifter.taken,
+            ignored=self._ignored + self._sifter.unwanted,
             refused=self._refused,
             duplicates=self._duplicates,
             lost=self._lost_number,

@@ -11,7 +11,7 @@ from typing import Final
 from redis.exceptions import RedisError
 
 from falcon_fast.bus.redis_address import describe_error
-from falcon_fast.bus.redis_link import Link, LinkError, Opened, Replies
+from falcon_fast.bus.redis_link import Link, LinkError, Opened, Replies, Split
 from falcon_fast.tasks import end_tasks
 
 __all__ = ["Keeper"]
@@ -40,6 +40,7 @@ class Keeper:
         on_up: called when it is prepared.
         on_down: called when a link ended that was up, with the reason.
         deadline: seconds for one attempt.
+        split: see `redis_link.Link`.
 
     Attributes:
         link: the link while it is up.
@@ -58,6 +59,7 @@ class Keeper:
         on_up: Callable[[], None],
         on_down: Callable[[str], None],
         deadline: float,
+        split: Split | None = None,
     ) -> None:
         self.link: Link | None = None
         self.attempts = 0
@@ -70,6 +72,7 @@ class Keeper:
         self._on_up = on_up
         self._on_down = on_down
         self._deadline = deadline
+        self._split = split
         self._octets = [0, 0]
         self._current: Link | None = None
         self._ended: asyncio.Future[str] | None = None
@@ -130,7 +133,12 @@ class Keeper:
         self._ended = ended
         try:
             async with asyncio.timeout(self._deadline):
-                link = Link(await self._connect(), on_reply=self._on_reply, on_end=self._end)
+                link = Link(
+                    await self._connect(),
+                    on_reply=self._on_reply,
+                    on_end=self._end,
+                    split=self._split,
+                )
                 self._current = link
                 preparing = asyncio.ensure_future(self._prepare(link))
                 try:

@@ -1,8 +1,8 @@
 """One socket to Redis: octets in, replies out; what they mean is said by those who hold it.
 
-redis-py connects, encrypts and logs in; then the socket's transport changes hands and feeds hiredis
-from here, without a task, a lock or an await for each message. See `redis_address` for the first
-half, `redis_keeper` for what happens when a link ends.
+redis-py connects, encrypts and logs in; then the socket's transport changes hands and feeds the
+core and hiredis from here, without a task, a lock or an await for each message. See `redis_address`
+for the first half, `redis_keeper` for what happens when a link ends.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from redis.asyncio.connection import AbstractConnection
 
 from falcon_fast.bus.redis_address import RedisAddress
 
-__all__ = ["Link", "LinkError", "Opened", "Replies", "open_transport", "pack"]
+__all__ = ["Link", "LinkError", "Opened", "Replies", "Split", "open_transport", "pack"]
 
 # Its stub knows tuples of one word only.
 pack: Final[Callable[[tuple[bytes, ...]], bytes]] = hiredis.pack_command  # type: ignore[assignment]
@@ -32,6 +32,9 @@ SLICE: Final = 16_384
 again: in a quarter of a megabyte, as much as one read brings, that costs 1 µs a message."""
 
 Replies: TypeAlias = Callable[[object], None]
+
+Split: TypeAlias = Callable[[bytes, Replies], tuple[int, int]]
+"""Takes replies off the front of what came; see `_core.Sifter.feed`."""
 
 log = logging.getLogger(__name__)
 
@@ -91,13 +94,22 @@ class Link(asyncio.Protocol):
         opened: the connection.
         on_reply: called with each reply: bytes, an int, a list, None, or a `hiredis.ReplyError`.
         on_end: called once when it has ended, with the reason.
+        split: takes what it knows off the front of what comes, before hiredis; once there is
+            something that it does not know, all the rest of the link is for hiredis.
 
     Attributes:
         octets_in: read so far.
         octets_out: written so far.
     """
 
-    def __init__(self, opened: Opened, *, on_reply: Replies, on_end: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        opened: Opened,
+        *,
+        on_reply: Replies,
+        on_end: Callable[[str], None],
+        split: Split | None = None,
+    ) -> None:
         self.octets_in = 0
         self.octets_out = 0
         self._opened = opened
@@ -106,6 +118,11 @@ class Link(asyncio.Protocol):
         self._on_end = on_end
         self._reader = hiredis.Reader()
         self._unread = 0
+        self._split = split
+        # The beginning of a reply, and how many octets that has to be before it is looked at again.
+        self._begun: list[bytes] = []
+        self._begun_octets = 0
+        self._due_octets = 0
         self._has_ended = False
         self._transport.set_protocol(self)
         if self._transport.is_closing():
@@ -137,6 +154,10 @@ class Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take everything that has come."""
         self.octets_in += len(data)
+        if self._split is not None:
+            data = self._taken_off(self._split, data)
+            if not data:
+                return
         reader, take = self._reader, self._on_reply
         gets = reader.gets
         size = len(data)
@@ -156,6 +177,27 @@ class Link(asyncio.Protocol):
                     reply = gets()
         except hiredis.ProtocolError:
             self.end("that is not Redis")
+
+    def _taken_off(self, split: Split, data: bytes) -> bytes:
+        """Let `split` take what it knows; return what is for hiredis."""
+        if self._begun:
+            self._begun.append(data)
+            self._begun_octets += len(data)
+            if self._begun_octets < self._due_octets:
+                return b""
+            data = b"".join(self._begun)
+            self._begun.clear()
+        at, due = split(data, self._on_reply)
+        if due < 0:
+            self._split = None
+            return data[at:]
+        if at < len(data):
+            self._begun.append(data[at:])
+            self._begun_octets = len(data) - at
+            self._due_octets = due
+        if due > MAX_UNREAD:
+            self.end("a reply is too large")
+        return b""
 
     def eof_received(self) -> bool:
         """Redis has closed its side."""

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, TypeAlias
 
 from falcon_fast.bus.redis_keeper import Keeper
-from falcon_fast.bus.redis_link import Link, LinkError, Opened, pack
+from falcon_fast.bus.redis_link import Link, LinkError, Opened, Split, pack
 from falcon_fast.bus.redis_publisher import error_word
 
 __all__ = ["Listener"]
@@ -30,6 +30,7 @@ class Listener:
         channels: that are always listened to.
         shards: channels that are listened to as well, at the time of the call.
         on_message: called with the channel and what came.
+        split: takes most messages before that; see `redis_link.Link`.
         on_up: called when all channels are subscribed.
         on_down: called when the link ended.
         on_moved: called when the server no longer has a sharded channel.
@@ -48,6 +49,7 @@ class Listener:
         channels: Iterable[bytes],
         shards: Callable[[], Iterable[bytes]],
         on_message: OnMessage,
+        split: Split | None,
         on_up: Callable[[], None],
         on_down: Callable[[str], None],
         on_moved: Callable[[], None],
@@ -62,6 +64,7 @@ class Listener:
             on_up=on_up,
             on_down=self._down,
             deadline=deadline,
+            split=split,
         )
         self._channels = tuple(channels)
         self._shards = shards

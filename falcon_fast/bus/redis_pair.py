@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
-from falcon_fast.bus.redis_link import Opened
+from falcon_fast.bus.redis_link import Opened, Split
 from falcon_fast.bus.redis_listener import Listener, OnMessage
 from falcon_fast.bus.redis_publisher import NO_ANSWER, Publisher, role_problem
 
@@ -40,6 +40,7 @@ class Pair:
         probe_channel: one of them, which nobody else listens to.
         shards: channels that are listened to as well, at the time of the call.
         on_message: called with channel and payload of what comes; give probes to `probed`.
+        split: takes most messages before that; see `redis_link.Link`.
         on_change: called when a link came or went.
         on_moved: called when the server no longer has a sharded channel.
         deadline: seconds for an attempt to connect.
@@ -59,6 +60,7 @@ class Pair:
         probe_channel: bytes,
         shards: Callable[[], Iterable[bytes]],
         on_message: OnMessage,
+        split: Split | None,
         on_change: Callable[[Pair], None],
         on_moved: Callable[[], None],
         deadline: float,
@@ -78,6 +80,7 @@ class Pair:
             channels=channels,
             shards=shards,
             on_message=on_message,
+            split=split,
             on_up=self._changed,
             on_down=self._deaf,
             on_moved=on_moved,

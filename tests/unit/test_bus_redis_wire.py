@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Container, Mapping
 
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from falcon_fast._core import read_envelope, sift_envelope
+from falcon_fast._core import Sifter, read_envelope
 from falcon_fast.bus import Target
 from falcon_fast.bus.redis_wire import (
     FIRST_SHARD,
@@ -394,11 +395,39 @@ def test_members_and_their_process_travel_in_one_number(members: int, process: s
 
 
 class Known:
-    """What `sift_envelope` needs of a record."""
+    """What a sifter needs of a record."""
 
     def __init__(self, epoch: int, *last: int) -> None:
         self.epoch = epoch
         self.last = list(last)
+
+
+OWN, DONE = "own", "done with"
+
+
+def sift(
+    payload: bytes,
+    stream: int,
+    records: Mapping[str, object],
+    rooms: Container[str],
+    own: bytes = b"me",
+) -> object:
+    """Return what a sifter makes of a message: OWN, DONE, (room, frame), or what it leaves."""
+    found: list[object] = []
+    sifter = Sifter(
+        own=own,
+        streams={b"c": stream},
+        records=records,
+        types=BROADCAST_TYPES,
+        passed=lambda _channel, room, frame: found.append((room, frame)),
+        left=lambda _channel, _payload, outside: found.append(outside),
+    )
+    sifter.rooms = rooms
+    sifter.take(b"c", payload)
+    if not found:
+        found.append(DONE if sifter.unwanted else OWN)
+    assert sifter.taken == sifter.unwanted + (type(found[0]) is tuple and len(found[0]) == 2)
+    return found[0]
 
 
 def written(seq: int, target: Target, ident: str, content: bytes, **more: object) -> bytes:
@@ -428,16 +457,16 @@ def test_what_nobody_here_is_meant_by_is_done_with_at_once(
     payload = written(5, target, ident, content, **more)
     known = Known(EPOCH, *[4] * 6)
     records = {NODE: known}
-    assert sift_envelope(payload, stream, b"me", records, {"group:x"}, BROADCAST_TYPES) == 1
+    assert sift(payload, stream, records, {"group:x"}) == DONE
     assert known.last[stream] == 5
     # The same again is not the next one, and somebody else's to judge.
-    again = sift_envelope(payload, stream, b"me", records, {"group:x"}, BROADCAST_TYPES)
+    again = sift(payload, stream, records, {"group:x"})
     assert isinstance(again, tuple)
     assert again[0] is False
     assert again[1:] == read_envelope(payload)
     known.last[stream] = 4
     room = ident if target is Target.ROOM else f"user:{ident}"
-    wanted = sift_envelope(payload, stream, b"me", records, {room}, BROADCAST_TYPES)
+    wanted = sift(payload, stream, records, {room})
     if target is Target.ROOM and not more:
         assert wanted == (room, content)
     else:
@@ -448,9 +477,7 @@ def test_what_nobody_here_is_meant_by_is_done_with_at_once(
 def passed(content: bytes) -> bool:
     """Whether a frame for a room is passed on as it came."""
     payload = written(5, Target.ROOM, ROOM, content)
-    found = sift_envelope(
-        payload, ROOMS, b"me", {NODE: Known(EPOCH, 4, 4)}, {ROOM}, BROADCAST_TYPES
-    )
+    found = sift(payload, ROOMS, {NODE: Known(EPOCH, 4, 4)}, {ROOM})
     assert isinstance(found, tuple)
     assert len(found) != 2 or found == (ROOM, content)
     return len(found) == 2
@@ -710,10 +737,8 @@ def test_what_sifting_leaves_to_others() -> None:
     known = Known(EPOCH, 4, 4, 4, 4)
     records = {NODE: known}
     payload = written(5, Target.ROOM, ROOM, frame(room=ROOM))
-    assert sift_envelope(payload, ROOMS, NODE.encode(), records, (), BROADCAST_TYPES) == 0, (
-        "one's own"
-    )
-    assert sift_envelope(payload[:-1], ROOMS, b"me", records, (), BROADCAST_TYPES) is None
+    assert sift(payload, ROOMS, records, (), own=NODE.encode()) == OWN
+    assert sift(payload[:-1], ROOMS, records, ()) is None
     for records_, stream in (
         ({}, ROOMS),
         ({NODE: Known(EPOCH + 1, 4, 4, 4, 4)}, ROOMS),
@@ -723,7 +748,7 @@ def test_what_sifting_leaves_to_others() -> None:
         ({NODE: Known(EPOCH, 4)}, ROOMS),
         ({NODE: Known(EPOCH)}, 77),
     ):
-        found = sift_envelope(payload, stream, b"me", records_, (), BROADCAST_TYPES)
+        found = sift(payload, stream, records_, ())
         assert isinstance(found, tuple)
         assert found[0] is False
     assert known.last == [4, 4, 4, 4]
@@ -734,13 +759,13 @@ def test_what_sifting_leaves_to_others() -> None:
         (5, written(5, Target.CONNECTION, "c-1", frame(to="c-1")), MESSAGES),
         (5, written(5, Target.ALL, "", frame()), SYSTEM_STREAM),
     ):
-        found = sift_envelope(text, stream, b"me", records, (), BROADCAST_TYPES)
+        found = sift(text, stream, records, ())
         assert isinstance(found, tuple)
         assert found[0] is True
         assert known.last[stream] == seq
     zero = Known(EPOCH, -1, -1, -1, -1)
     none = written(0, Target.ROOM, ROOM, frame(room=ROOM))
-    found = sift_envelope(none, ROOMS, b"me", {NODE: zero}, (), BROADCAST_TYPES)
+    found = sift(none, ROOMS, {NODE: zero}, ())
     assert isinstance(found, tuple)
     assert found[0] is False
 
@@ -751,5 +776,5 @@ def test_what_sifting_is_given_may_raise() -> None:
             raise RuntimeError("a fault")
 
     payload = written(5, Target.ROOM, ROOM, frame(room=ROOM))
-    with pytest.raises(RuntimeError):
-        sift_envelope(payload, ROOMS, b"me", {NODE: Known(EPOCH, 4, 4)}, Broken(), BROADCAST_TYPES)  # type: ignore[arg-type]
+    found = sift(payload, ROOMS, {NODE: Known(EPOCH, 4, 4)}, Broken())  # type: ignore[arg-type]
+    assert isinstance(found, RuntimeError)

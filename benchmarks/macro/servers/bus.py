@@ -3,7 +3,7 @@
 Usage: python -m benchmarks.macro.servers.bus --redis PORT --way falcon|redis-py|hiredis [--loop …]
 
 `falcon` is the project's bus. `redis-py` is that library's asyncio `listen()` with hiredis, and
-behind it the same decoding by the same functions. `hiredis` only splits the stream into replies and
+behind it the same decoding by the same function. `hiredis` only splits the stream into replies and
 throws them away: what the socket and the parser cost in any case.
 """
 
@@ -102,13 +102,37 @@ class RedisPy:
     """redis-py's own way, and the same decoding."""
 
     def __init__(self, port: int) -> None:
+        from falcon_fast._core import Sifter
         from falcon_fast.bus.positions import Positions
         from falcon_fast.bus.redis_address import RedisAddress
+        from falcon_fast.bus.redis_wire import ROOMS
+        from falcon_fast.envelope import BROADCAST_TYPES
 
         self.client = RedisAddress(f"redis://127.0.0.1:{port}").client()
         self.counter = Counter()
         self.positions = Positions(4, ordered=4)
+        self.sifter = Sifter(
+            own=b"redis-py",
+            streams={CHANNEL: ROOMS},
+            records=self.positions.records,
+            types=BROADCAST_TYPES,
+            passed=self.passed,
+            left=self.left,
+        )
+        self.sifter.rooms = self.counter.rooms
         self.taken = 0
+
+    def passed(self, _channel: bytes, room: str, frame: bytes) -> None:
+        """Take what was decoded."""
+        self.counter.deliver(None, room, frame)
+
+    def left(self, _channel: bytes, payload: bytes, found: object) -> None:
+        """Begin with the first number that comes; nothing else is left here."""
+        from falcon_fast.bus.redis_wire import ROOMS
+
+        assert isinstance(found, tuple)
+        assert self.positions.get(found[1]) is None
+        self.positions.take(found[1], ROOMS, found[3], found[2])
 
     async def start(self) -> None:
         """Connect and subscribe."""
@@ -121,20 +145,9 @@ class RedisPy:
 
     async def listen(self) -> None:
         """Take messages for ever."""
-        from falcon_fast._core import read_envelope
-        from falcon_fast.bus import Target
-        from falcon_fast.bus.redis_wire import ROOMS, checked_frame
-
         async for message in self.pubsub.listen():
-            payload = message["data"]
-            head = read_envelope(payload)
-            assert head is not None
-            node_id, seq, epoch, _kind, ident, _restore, _members, _receipt, start, end = head
             self.taken += 1
-            self.positions.take(node_id, ROOMS, epoch, seq)
-            if ident in self.counter.rooms:
-                frame = checked_frame(payload[start:end], Target.ROOM, ident)
-                self.counter.deliver(Target.ROOM, ident, frame)
+            self.sifter.take(message["channel"], message["data"])
 
 
 class Hiredis(asyncio.Protocol):

@@ -6,7 +6,7 @@ from typing import Final
 
 import orjson
 
-from falcon_fast._core import read_envelope, sift_envelope
+from falcon_fast._core import Sifter, read_envelope
 from falcon_fast.bus import Target
 from falcon_fast.bus.redis_wire import (
     FIRST_SHARD,
@@ -90,11 +90,21 @@ def check_sifted(
     """What is passed on as it came says the same as what would be written anew."""
     node_id, seq, epoch, _kind, ident, _restore, _members, _receipt, start, end = head
     records = {node_id: Known(epoch, seq)}
-    found = sift_envelope(payload, stream, b"me", records, {ident}, BROADCAST_TYPES)
-    if isinstance(found, tuple) and len(found) == 2:
-        assert found == (ident, payload[start:end])
-        again = checked_frame(found[1], Target.ROOM, ident)
-        assert orjson.loads(again) == orjson.loads(found[1])
+
+    def passed(_channel: bytes, room: str, frame: bytes) -> None:
+        assert (room, frame) == (ident, payload[start:end])
+        assert orjson.loads(checked_frame(frame, Target.ROOM, ident)) == orjson.loads(frame)
+
+    sifter = Sifter(
+        own=b"me",
+        streams={b"c": stream},
+        records=records,
+        types=BROADCAST_TYPES,
+        passed=passed,
+        left=lambda *_: None,
+    )
+    sifter.rooms = {ident}
+    sifter.take(b"c", payload)
 
 
 def check_frame(frame: bytes, target: Target, ident: str) -> None:
