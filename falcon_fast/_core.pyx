@@ -361,7 +361,6 @@ cdef class Core(_Input):
             variant = self._variant(deflate)
             if self.poll_fd < 0:
                 raise ConnectionError("there is no epoll set to put a socket into")
-            os.set_blocking(fd, False)
             slot = self._new_slot(owner, early)
         except BaseException:
             os.close(fd)
