@@ -201,6 +201,7 @@ include "_core_rooms.pxi"
 include "_core_end.pxi"
 include "_core_input.pxi"
 include "_core_envelope.pxi"
+include "_core_head.pxi"
 include "_core_seats.pxi"
 
 

@@ -1,8 +1,8 @@
 """HTTP/1.1 request heads: the first step of a birth, bytes -> Request | Refuse.
 
 Only the grammar of HTTP is decided here; what the request may do is decided in
-:mod:`falcon_fast.handshake`. Pure: no I/O, no state. Every step is linear in the length of the
-head, which is bounded before anything looks inside it.
+:mod:`falcon_fast.handshake`. Pure: no I/O, no state. The core reads the octets; every step is
+linear in the length of the head, which is bounded before anything looks inside it.
 
 The grammar is RFC 9112 without its leniencies: no obsolete line folding, no bare CR or LF, no
 control characters, no white space before a colon. A head that two programs could read in two
@@ -12,8 +12,10 @@ ways (request smuggling) is refused here, so the rest of the house sees one read
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
+
+from falcon_fast._core import read_head
 
 __all__ = [
     "BAD_HEAD",
@@ -45,21 +47,6 @@ _PHRASES: Final[dict[int, str]] = {
     505: "HTTP Version Not Supported",
 }
 
-# RFC 9110 section 5.6.2: token = 1*tchar
-_TOKEN: Final = r"[-!#$%&'*+.^_`|~0-9A-Za-z]"
-
-# RFC 9112 section 3: request-line = method SP request-target SP HTTP-version. No registered
-# method is longer than 17 characters; a longer one is noise.
-_REQUEST_LINE: Final = re.compile(
-    rf"({_TOKEN}{{1,32}}+) ([\x21-\x7e]++) HTTP/([0-9]\.[0-9])".encode("ascii")
-)
-
-# RFC 9112 section 5: field-line = field-name ":" OWS field-value OWS. The repeats are possessive
-# (they give nothing back), so a head that fits nowhere costs one pass, not one per character.
-_FIELD_LINES: Final = re.compile(
-    rf"(?:{_TOKEN}++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n".encode("ascii")
-)
-
 # RFC 9110 section 7.2: Host = uri-host [ ":" port ]. Narrower than RFC 3986: the "sub-delims"
 # that no host name has are left out.
 _HOST_AND_PORT: Final = r"(?:[A-Za-z0-9._~%-]{1,255}+|\[[0-9A-Fa-f:.]{2,45}+\])(?::[0-9]{0,5}+)?"
@@ -67,9 +54,6 @@ _HOST: Final = re.compile(_HOST_AND_PORT)
 
 # RFC 9112 section 3.2.2: "a server MUST accept the absolute-form in requests".
 _ABSOLUTE_FORM: Final = re.compile(rf"(?:https?|wss?)://{_HOST_AND_PORT}(?=[/?]|\Z)", re.IGNORECASE)
-
-#: Optional white space around a field value (RFC 9110 section 5.6.3).
-_OWS: Final = " \t"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,29 +81,14 @@ class Request:
         method: As sent; methods are case-sensitive.
         target: The request target as sent, at most :attr:`HeadLimits.max_target` bytes.
         path: The target's path, not decoded, without the query; begins with ``/``.
-        headers: ``(name, value)`` in the order sent; names in lower case, values without the
-            white space around them, bytes above 0x7F as Latin-1.
+        fields: The values of each field, by its name in lower case, in the order sent; without
+            the white space around them, bytes above 0x7F as Latin-1.
     """
 
     method: str
     target: str
     path: str
-    headers: tuple[tuple[str, str], ...]
-    _by_name: dict[str, tuple[str, ...]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-
-    def __post_init__(self) -> None:
-        # A decision asks for a dozen names.
-        by_name = self._by_name
-        again: dict[str, list[str]] = {}
-        for name, value in self.headers:
-            if name in by_name:
-                again.setdefault(name, []).append(value)
-            else:
-                by_name[name] = (value,)
-        for name, values in again.items():
-            by_name[name] += tuple(values)
+    fields: dict[str, tuple[str, ...]]
 
     def get_all(self, name: str) -> tuple[str, ...]:
         """Return every value sent under a name, in the order sent.
@@ -127,7 +96,7 @@ class Request:
         Args:
             name: The header's name in lower case.
         """
-        return self._by_name.get(name, ())
+        return self.fields.get(name, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,43 +162,27 @@ def parse_head(head: bytes, limits: HeadLimits) -> Request | Refuse:
     Returns:
         The request; or 400 (grammar, or a body is announced), 414, 431 or 505.
     """
-    line_end = head.find(b"\r\n")
-    request_line = head if line_end < 0 else head[:line_end]
-    if _target_length(request_line) > limits.max_target:
+    # More than that is in the request line only if the target is too long.
+    if len(head) > limits.max_target and _target_length(head) > limits.max_target:
         return URI_TOO_LONG
     # Counted before it is read: the request line and the closing empty line are no headers.
     if len(head) > limits.max_head_bytes or head.count(b"\r\n") - 2 > limits.max_headers:
         return HEAD_TOO_LARGE
-
-    match = _REQUEST_LINE.fullmatch(request_line)
-    if match is None:
-        return BAD_HEAD
-    method, raw_target, version = match.groups()
-    if version != b"1.1":
-        return BAD_HTTP_VERSION
-    if _FIELD_LINES.fullmatch(head, line_end + 2) is None:
-        return BAD_HEAD
-    target = raw_target.decode("ascii")
+    found = read_head(head, limits.max_line)
+    if isinstance(found, int):
+        return BAD_HTTP_VERSION if found == BAD_HTTP_VERSION.status else BAD_HEAD
+    method, target, fields = found
     path = _path_of(target)
     if path is None:
         return BAD_HEAD
-
-    headers: list[tuple[str, str]] = []
-    for line in head[line_end + 2 : -4].decode("latin-1").split("\r\n"):
-        if len(line) > limits.max_line:
-            return HEAD_TOO_LARGE
-        name, colon, value = line.partition(":")
-        if colon:  # absent only where there is no header at all
-            headers.append((name.lower(), value.strip(_OWS)))
-
-    request = Request(method.decode("ascii"), target, path, tuple(headers))
+    if fields is None:
+        return HEAD_TOO_LARGE
     # RFC 9112 section 6: "The presence of a message body in a request is signaled by a
     # Content-Length or Transfer-Encoding header field." What would follow here are frames, so
     # only the one spelling of "no body" that nobody can misread is let through.
-    lengths = request.get_all("content-length")
-    if lengths not in ((), ("0",)) or request.get_all("transfer-encoding"):
+    if "transfer-encoding" in fields or fields.get("content-length", ("0",)) != ("0",):
         return BODY_NOT_ALLOWED
-    return request
+    return Request(method, target, path, fields)
 
 
 def has_valid_host(request: Request) -> bool:
@@ -244,13 +197,14 @@ def has_valid_host(request: Request) -> bool:
     return len(hosts) == 1 and _HOST.fullmatch(hosts[0]) is not None
 
 
-def _target_length(request_line: bytes) -> int:
-    """Return the length of what stands between the first two spaces, complete or not."""
-    start = request_line.find(b" ") + 1
+def _target_length(head: bytes) -> int:
+    """Return the length of what stands between the request line's first two spaces, so far."""
+    line = head.partition(b"\r\n")[0]
+    start = line.find(b" ") + 1
     if not start:
         return 0
-    end = request_line.find(b" ", start)
-    return (len(request_line) if end < 0 else end) - start
+    end = line.find(b" ", start)
+    return (len(line) if end < 0 else end) - start
 
 
 def _path_of(target: str) -> str | None:

@@ -7,7 +7,7 @@ reviewed exceptions below.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +27,7 @@ from falcon_fast.handshake import Accept, Endpoint, Policy, Refuse, decide, rout
 from falcon_fast.head import Request, parse_head
 from falcon_fast.identity import Identity
 
+from ..model.head import parse_head_slowly
 from ..support import FUZZ_EXAMPLES
 from ..support.heads import BROWSERS, MINIMAL, add, swap
 
@@ -164,8 +165,16 @@ def heads(draw: st.DrawFn) -> bytes:
     return head.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
 
 
-#: Method, target and headers, as one parser read them.
-Reading = tuple[str, str, tuple[tuple[str, str], ...]]
+#: Method, target and the values of each header, as one parser read them.
+Reading = tuple[str, str, dict[str, tuple[str, ...]]]
+
+
+def by_name(headers: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    """Sort headers by their names; values of one name keep their order."""
+    values: dict[str, tuple[str, ...]] = {}
+    for name, value in headers:
+        values[name] = (*values.get(name, ()), value)
+    return values
 
 
 def read_by_h11(head: bytes) -> Reading | None:
@@ -178,7 +187,7 @@ def read_by_h11(head: bytes) -> Reading | None:
     if not isinstance(event, h11.Request) or event.http_version != b"1.1":
         return None
     headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers]
-    return event.method.decode("ascii"), event.target.decode("ascii"), tuple(headers)
+    return event.method.decode("ascii"), event.target.decode("ascii"), by_name(headers)
 
 
 def websockets_request(head: bytes) -> tuple[ServerProtocol, WebsocketsRequest | None]:
@@ -195,7 +204,7 @@ def read_by_websockets(head: bytes) -> Reading | None:
     if request is None:
         return None
     headers = [(name.lower(), value) for name, value in request.headers.raw_items()]
-    return request.method, request.path, tuple(headers)
+    return request.method, request.path, by_name(headers)
 
 
 def accepted_by_websockets(head: bytes) -> bool:
@@ -331,6 +340,31 @@ def test_h18_everyone_accepts_the_unchanged_heads(name: str) -> None:
     assert accepted_by_wsproto(head)
 
 
+# --- the core's reading and the standard's -------------------------------------------------------
+
+SMALL: Final = Policy(
+    allow_any_origin=True,
+    cookie_auth=False,
+    max_head_bytes=300,
+    max_line=60,
+    max_headers=9,
+    max_target=30,
+)
+
+
+@fuzz
+@given(heads(), st.sampled_from([OPEN, SMALL]))
+def test_h18_heads_are_read_as_the_grammar_says(head: bytes, policy: Policy) -> None:
+    assert parse_head(head, policy) == parse_head_slowly(head, policy)
+
+
+@fuzz
+@given(st.lists(st.sampled_from([*PIECES, b"GET ", b"/", b" HTTP/1.1\r\n", b"a:b", b"\r\n\r\n"])))
+def test_h18_scraps_of_heads_are_read_as_the_grammar_says(scraps: list[bytes]) -> None:
+    head = b"".join(scraps)
+    assert parse_head(head, OPEN) == parse_head_slowly(head, OPEN)
+
+
 # --- properties ---------------------------------------------------------------------------------
 
 
@@ -340,7 +374,7 @@ def test_h18_never_more_lenient_than_both_http_parsers(head: bytes) -> None:
     request = read_by_us(head)
     if request is None:
         return
-    ours = (request.method, request.target, request.headers)
+    ours = (request.method, request.target, request.fields)
     readings = [read for read in (read_by_h11(head), read_by_websockets(head)) if read is not None]
     assert readings, "accepted by us only"
     # Who accepts a head must also read the same in it: a disagreement is a smuggled request.

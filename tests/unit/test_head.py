@@ -45,7 +45,7 @@ def test_h01_reads_every_part_of_a_browsers_head() -> None:
         "/websocket/connect",
         "/websocket/connect",
     )
-    assert [name for name, _ in request.headers] == [
+    assert list(request.fields) == [
         "host",
         "connection",
         "pragma",
@@ -68,12 +68,12 @@ def test_h01_reads_every_part_of_a_browsers_head() -> None:
 def test_h01_reads_each_header_of_each_browser(name: str) -> None:
     head = BROWSERS[name]
     lines = head.decode("ascii").split("\r\n")[1:-2]
-    expected = tuple((line.split(": ", 1)[0].lower(), line.split(": ", 1)[1]) for line in lines)
-    assert parsed(head).headers == expected
+    expected = {line.split(": ", 1)[0].lower(): (line.split(": ", 1)[1],) for line in lines}
+    assert parsed(head).fields == expected
 
 
 def test_reads_a_head_without_headers() -> None:
-    assert parsed(b"GET /x HTTP/1.1\r\n\r\n") == Request("GET", "/x", "/x", ())
+    assert parsed(b"GET /x HTTP/1.1\r\n\r\n") == Request("GET", "/x", "/x", {})
 
 
 def test_keeps_repeated_headers_in_order() -> None:
@@ -304,7 +304,7 @@ def test_h09_header_line_of_8_kib_passes_and_one_byte_more_does_not() -> None:
 
 
 def test_h09_hundred_headers_pass_and_one_more_does_not() -> None:
-    assert len(parsed(head_with(*[b"x: v"] * 99)).headers) == 100
+    assert len(parsed(head_with(*[b"x: v"] * 99)).get_all("x")) == 99
     assert parse_head(head_with(*[b"x: v"] * 100), LIMITS) is HEAD_TOO_LARGE
 
 
