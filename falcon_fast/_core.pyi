@@ -18,6 +18,7 @@ class Verdict(IntEnum):
     CLOSED = 3
 
 def scan_json(payload: bytes, max_depth: int, max_keys: int = 0xFFFFFFFF) -> int: ...
+def accept(listener: int) -> tuple[int, str, bytes | None] | None: ...
 def read_head(
     head: bytes, max_line: int
 ) -> tuple[str, str, dict[str, tuple[str, ...]] | None] | int: ...
@@ -147,6 +148,8 @@ class Core(Generic[OwnerT]):
         early: bytes = b"",
         paused: bool = False,
         deflate: int = 0,
+        answer: bytes = b"",
+        more: bool = False,
     ) -> int: ...
     def adopt_transport(
         self,

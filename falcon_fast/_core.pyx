@@ -66,7 +66,8 @@ cdef extern from "_native.h" nogil:
     int ff_epoll_create()
     int ff_epoll_ctl(int epoll_fd, int operation, int fd, uint32_t events, uint64_t tag)
     int ff_epoll_poll(int epoll_fd, epoll_event *events, int capacity)
-    ssize_t ff_send(int fd, const uint8_t *data, size_t size)
+    int ff_accept(int listener, char *address, size_t size)
+    ssize_t ff_send(int fd, const uint8_t *data, size_t size, bint more)
     ssize_t ff_recv(int fd, uint8_t *data, size_t size)
     bint ff_would_block()
     uint64_t ff_monotonic_ns()
@@ -338,6 +339,8 @@ cdef class Core(_Input):
         early: bytes = b"",
         paused: bool = False,
         deflate: int = 0,
+        answer: bytes = b"",
+        more: bool = False,
     ) -> int:
         """Take over a connected, upgraded socket.
 
@@ -348,12 +351,15 @@ cdef class Core(_Input):
             paused: leave input unread until `resume`.
             deflate: 9 to 15, the bits of the window that was agreed on for permessage-deflate
                 without context takeover; 0 for none.
+            answer: the end of the opening handshake, if that has not left yet.
+            more: something is sent right behind it, with which the kernel may send it.
 
         Returns:
             The connection's handle: generation << 16 | slot, never reused.
 
         Raises:
-            ConnectionError: no free slot, or the descriptor cannot be watched.
+            ConnectionError: no free slot, the descriptor cannot be watched, or the kernel does not
+                take the answer.
         """
         cdef uint32_t slot
         cdef uint8_t variant
@@ -372,6 +378,12 @@ cdef class Core(_Input):
         if ff_epoll_ctl(self.poll_fd, EPOLL_CTL_ADD, fd, 0 if paused else EPOLLIN, self._tag(slot)):
             self._release(slot)
             raise ConnectionError("the socket cannot be watched")
+        # The send buffer of a new socket is empty, and has room for an answer.
+        if answer and ff_send(
+            fd, <const uint8_t *>PyBytes_AS_STRING(answer), PyBytes_GET_SIZE(answer), more
+        ) != PyBytes_GET_SIZE(answer):
+            self._release(slot)
+            raise ConnectionError("the answer to the opening handshake was not taken")
         handle = self._handle(slot)
         self._begin(slot, paused)       # early input may already be the end of it
         return handle

@@ -1,6 +1,9 @@
-# What a client says before it is one: the head of its request, and the outside of its token.
+# How a client comes in: its socket, the head of its request, and the outside of its token.
 #
 # Only grammar is looked at here, in one pass each; what a request may do is decided in `handshake`.
+
+cdef extern from *:
+    object PyErr_SetFromErrno(object kind)
 
 # Whether an octet may stand in a token of HTTP (RFC 9110 section 5.6.2: tchar), and as what when it
 # is written in lower case; 0 for what may not.
@@ -35,6 +38,41 @@ cdef enum:
 cdef enum HeadFault:
     BAD_HEAD = 400
     BAD_HTTP_VERSION = 505
+
+
+# What came with a connection is copied out of here before the next one is looked at.
+cdef uint8_t[READ_SIZE] _arrived
+
+
+def accept(listener: int) -> tuple[int, str, bytes | None] | None:
+    """Accept a connection, and read what has come with it: mostly its whole head.
+
+    Args:
+        listener: the descriptor of a listening socket that does not block.
+
+    Returns:
+        The descriptor, not blocking; the address of the other end, empty for a Unix socket; and what
+        it sent: None for nothing yet, b"" if nothing will come. None if nobody waits.
+
+    Raises:
+        OSError: what `accept(2)` or `recv(2)` say; the connection is closed.
+    """
+    cdef char[64] address
+    cdef int fd = ff_accept(listener, address, sizeof(address))
+    cdef ssize_t got
+    if fd < 0:
+        return None if ff_would_block() else PyErr_SetFromErrno(OSError)
+    got = ff_recv(fd, _arrived, READ_SIZE)
+    if got < 0 and not ff_would_block():
+        try:
+            return PyErr_SetFromErrno(OSError)
+        finally:
+            c_close(fd)
+    return (
+        fd,
+        (<bytes>address).decode("ascii"),
+        None if got < 0 else PyBytes_FromStringAndSize(<const char *>_arrived, got),
+    )
 
 
 cdef Py_ssize_t _line_end(const uint8_t *text, Py_ssize_t size, Py_ssize_t at) noexcept nogil:

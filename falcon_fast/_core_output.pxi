@@ -431,7 +431,7 @@ cdef class _Output(_Deflate):
             return 0
         self.counted.compressed_deliveries += self.out_packed
         if conn.queue == NULL and conn.fd >= 0:
-            sent = ff_send(conn.fd, self.out, self.out_size)
+            sent = ff_send(conn.fd, self.out, self.out_size, False)
             self.counted.sends += 1
             if sent == <ssize_t>self.out_size:
                 self.counted.bytes_out += self.out_size
@@ -555,7 +555,7 @@ cdef class _Output(_Deflate):
             node = conn.queue.head
             left = node.block.size - node.offset
             if conn.fd >= 0:
-                sent = ff_send(conn.fd, node.block.data + node.offset, left)
+                sent = ff_send(conn.fd, node.block.data + node.offset, left, False)
                 self.counted.sends += 1
                 if sent < 0:
                     if not ff_would_block():

@@ -3,7 +3,9 @@
 #ifndef FALCON_FAST_NATIVE_H
 #define FALCON_FAST_NATIVE_H
 
+#include <arpa/inet.h>
 #include <errno.h>
+#include <netinet/in.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -37,6 +39,9 @@ struct epoll_event { uint32_t events; epoll_data_t data; };
 
 #ifndef MSG_NOSIGNAL
 #define MSG_NOSIGNAL 0
+#endif
+#ifndef MSG_MORE
+#define MSG_MORE 0
 #endif
 
 static inline int ff_epoll_create(void) {
@@ -72,12 +77,40 @@ static inline int ff_epoll_poll(int epoll_fd, struct epoll_event *events, int ca
 #endif
 }
 
-static inline ssize_t ff_send(int fd, const uint8_t *data, size_t size) {
+/* With `more`, the kernel may wait a moment (200 ms) for what is sent next, and send both in one. */
+static inline ssize_t ff_send(int fd, const uint8_t *data, size_t size, int more) {
+    const int flags = MSG_DONTWAIT | MSG_NOSIGNAL | (more ? MSG_MORE : 0);
     ssize_t sent;
     do {
-        sent = send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+        sent = send(fd, data, size, flags);
     } while (sent < 0 && errno == EINTR);
     return sent;
+}
+
+/* Accepts a connection, close-on-exec and not blocking; its address as text, "" for none. */
+static inline int ff_accept(int listener, char *address, size_t size) {
+#if FF_HAVE_EPOLL
+    struct sockaddr_storage peer;
+    socklen_t length;
+    int fd;
+    do {
+        length = sizeof peer;
+        memset(&peer, 0, sizeof peer);
+        fd = accept4(listener, (struct sockaddr *)&peer, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    } while (fd < 0 && errno == EINTR);
+    address[0] = '\0';
+    if (fd >= 0 && peer.ss_family == AF_INET) {
+        (void)inet_ntop(AF_INET, &((struct sockaddr_in *)&peer)->sin_addr, address, (socklen_t)size);
+    } else if (fd >= 0 && peer.ss_family == AF_INET6) {
+        (void)inet_ntop(AF_INET6, &((struct sockaddr_in6 *)&peer)->sin6_addr, address,
+                        (socklen_t)size);
+    }
+    return fd;
+#else
+    (void)listener; (void)address; (void)size;
+    errno = ENOSYS;
+    return -1;
+#endif
 }
 
 static inline ssize_t ff_recv(int fd, uint8_t *data, size_t size) {

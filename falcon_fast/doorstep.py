@@ -16,9 +16,10 @@ import logging
 import os
 import select
 import socket
-from _socket import socket as PlainSocket
 from collections.abc import Callable, Sequence
 from typing import Final
+
+from falcon_fast._core import accept
 
 __all__ = ["Doorstep", "Visitor"]
 
@@ -26,6 +27,9 @@ ACCEPTS_PER_WAKE: Final = 64
 """Connections accepted before the loop gets its turn."""
 
 EVENTS_PER_WAKE: Final = 64
+
+READ_SIZE: Final = 65_536
+"""Octets one read may bring: the rest of a head, and what a hasty client sent behind it."""
 
 OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
@@ -40,38 +44,48 @@ class Guest(asyncio.BufferedProtocol):
 
     __slots__ = ()
 
+    def take(self, octets: bytes) -> None:
+        """Take what has come."""
+
     def wait(self) -> None:
         """Start a deadline: what had come when the connection was accepted was not all."""
 
 
 class Visitor(asyncio.Transport):
-    """A plain connection before its 101, as much of a transport as its protocol needs."""
+    """A plain connection before its 101, as much of a transport as its protocol needs.
 
-    __slots__ = ("_doorstep", "_peer", "_protocol", "_socket", "_watched")
+    Attributes:
+        answer: kept to be sent by who takes the descriptor, with what is said behind it.
+    """
 
-    def __init__(
-        self,
-        doorstep: Doorstep,
-        connection: PlainSocket,
-        peer: object,
-        protocol: Guest,
-    ) -> None:
+    __slots__ = ("_doorstep", "_fd", "_peer", "_protocol", "_watched", "answer")
+
+    def __init__(self, doorstep: Doorstep, fd: int, peer: str) -> None:
         # Not the base class's: it would make a dictionary for each.
         self._doorstep = doorstep
+        self._fd = fd
         self._peer = peer
-        self._protocol = protocol
-        self._socket: PlainSocket | None = connection
+        self._protocol: Guest | None = None
         self._watched = False
+        self.answer = b""
+
+    @property
+    def peer(self) -> str:
+        """The address of the other end."""
+        return self._peer
+
+    @property
+    def greets(self) -> bool:
+        """Whether an answer is always followed by more."""
+        return self._doorstep.greets
 
     def get_extra_info(self, name: str, default: object = None) -> object:
-        """Return the peer's address as `peername`, the socket as `socket`."""
-        if name == "peername":
-            return self._peer
-        return self._socket if name == "socket" and self._socket is not None else default
+        """Return the peer's address as the first part of `peername`."""
+        return (self._peer,) if name == "peername" else default
 
     def is_closing(self) -> bool:
         """Tell whether the connection has ended or was given away."""
-        return self._socket is None
+        return self._fd < 0
 
     def get_write_buffer_size(self) -> int:
         """Return 0: what is written is the kernel's at once."""
@@ -83,10 +97,10 @@ class Visitor(asyncio.Transport):
         The send buffer of a new socket is empty and takes an answer whole. One that does not has a
         connection behind it that is of no use.
         """
-        if self._socket is None:
+        if self._fd < 0:
             return
         try:
-            sent = self._socket.send(data, self._doorstep.send_flags)
+            sent = os.write(self._fd, data)
         except OSError:
             sent = -1
         if sent != len(data):
@@ -98,9 +112,12 @@ class Visitor(asyncio.Transport):
 
     def write_eof(self) -> None:
         """End the writing half."""
-        if self._socket is not None:
+        if self._fd >= 0:
+            # Only who is refused needs a socket object, for this moment.
+            connection = socket.socket(fileno=self._fd)
             with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_WR)
+                connection.shutdown(socket.SHUT_WR)
+            connection.detach()
 
     def close(self) -> None:
         """End the connection."""
@@ -108,10 +125,11 @@ class Visitor(asyncio.Transport):
 
     def abort(self) -> None:
         """End the connection; its protocol hears of it soon."""
-        connection = self._leave()
-        if connection is not None:
-            connection.close()
-            self._doorstep.loop.call_soon(self._protocol.connection_lost, None)
+        fd = self._leave()
+        if fd >= 0:
+            os.close(fd)
+            if self._protocol is not None:
+                self._doorstep.loop.call_soon(self._protocol.connection_lost, None)
 
     def detach(self) -> int:
         """Give the descriptor away; the protocol hears nothing more.
@@ -119,42 +137,52 @@ class Visitor(asyncio.Transport):
         Raises:
             ConnectionError: the connection has ended.
         """
-        connection = self._leave()
-        if connection is None:
+        fd = self._leave()
+        if fd < 0:
             raise ConnectionError("the connection has ended")
-        return connection.detach()
+        return fd
 
-    def _leave(self) -> PlainSocket | None:
-        connection, self._socket = self._socket, None
-        if connection is not None and self._watched:
-            self._doorstep.unwatch(connection.fileno())
-        return connection
+    def _leave(self) -> int:
+        fd, self._fd = self._fd, -1
+        if fd >= 0 and self._watched:
+            self._doorstep.unwatch(fd)
+        return fd
 
-    def arrive(self) -> None:
-        """Begin: read what may have come already, and be watched if more is to come."""
-        self._protocol.connection_made(self)
-        self.read()
-        if self._socket is not None:
-            self._watched = self._doorstep.watch(self._socket.fileno(), self)
+    def stay(self, protocol: Guest, octets: bytes | None) -> None:
+        """Begin: be read whenever something comes.
+
+        Args:
+            protocol: hears it.
+            octets: what has come already, None for nothing.
+        """
+        self._protocol = protocol
+        protocol.connection_made(self)
+        if octets is not None and self._fd >= 0:
+            self._heard(protocol, octets)
+        if self._fd >= 0:
+            self._watched = self._doorstep.watch(self._fd, self)
             if self._watched:
-                self._protocol.wait()
+                protocol.wait()
             else:
                 self.abort()
 
     def read(self) -> None:
         """Take what has come."""
-        if self._socket is None:
+        if self._fd < 0 or self._protocol is None:
             return
         try:
-            size = self._socket.recv_into(self._protocol.get_buffer(-1), 0, socket.MSG_DONTWAIT)
+            octets = os.read(self._fd, READ_SIZE)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
             self.abort()
             return
-        if size:
-            self._protocol.buffer_updated(size)
-        elif not self._protocol.eof_received():
+        self._heard(self._protocol, octets)
+
+    def _heard(self, protocol: Guest, octets: bytes) -> None:
+        if octets:
+            protocol.take(octets)
+        elif not protocol.eof_received():
             self.abort()
 
 
@@ -163,27 +191,29 @@ class Doorstep:
 
     Args:
         sockets: bound; each stays the caller's, and is listened on through a duplicate.
-        protocol: makes the protocol of a new connection.
+        receive: called with a new connection and what it has sent: None for nothing yet, b"" if
+            nothing will come. It takes the descriptor, or lets the visitor stay or go.
         loop: the running loop.
         backlog: connections the kernel may hold while the loop is busy.
         greets: whether an answer is always followed by more, with which the kernel then sends it.
 
     Attributes:
         sockets: the listening sockets, none when closed.
+        greets: see above.
     """
 
     def __init__(
         self,
         sockets: Sequence[socket.socket],
-        protocol: Callable[[], Guest],
+        receive: Callable[[Visitor, bytes | None], None],
         loop: asyncio.AbstractEventLoop,
         *,
         backlog: int,
         greets: bool = False,
     ) -> None:
         self.loop = loop
-        self.send_flags = socket.MSG_DONTWAIT | (socket.MSG_MORE if greets else 0)
-        self._protocol = protocol
+        self.greets = greets
+        self._receive = receive
         self._visitors: dict[int, Visitor] = {}
         self._listeners: dict[int, socket.socket] = {}
         self._epoll = select.epoll()
@@ -244,13 +274,9 @@ class Doorstep:
                 self._accept(self._listeners[fd])
 
     def _accept(self, listener: socket.socket) -> None:
-        # `listener.accept()` without the enumerations that it asks and makes for each connection.
-        kind = int(listener.family), int(listener.type), listener.proto
         for _ in range(ACCEPTS_PER_WAKE):
             try:
-                fd, peer = listener._accept()  # type: ignore[attr-defined]
-            except (BlockingIOError, InterruptedError):
-                return
+                accepted = accept(listener.fileno())
             except ConnectionError:
                 continue  # it has gone already
             except OSError as error:
@@ -258,8 +284,10 @@ class Doorstep:
                     raise
                 self._turn_away(listener)
                 return
-            connection = PlainSocket(*kind, fileno=fd)
-            Visitor(self, connection, peer, self._protocol()).arrive()
+            if accepted is None:
+                return
+            fd, peer, octets = accepted
+            self._receive(Visitor(self, fd, peer), octets)
             if self._epoll.closed:
                 return
 

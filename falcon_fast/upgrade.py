@@ -20,7 +20,7 @@ import os
 import socket
 import ssl
 from collections.abc import Sequence
-from typing import Final, Protocol, TypeVar, cast
+from typing import Final, Protocol, TypeAlias, TypeVar, cast
 
 from picows import WSListener, WSTransport, WSUpgradeResponse, WSUpgradeResponseWithListener
 from picows.picows import WSAutoPingStrategy, WSProtocol  # type: ignore[attr-defined]
@@ -60,6 +60,9 @@ GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 log = logging.getLogger(__name__)
 
 OwnerT = TypeVar("OwnerT")
+
+Found: TypeAlias = tuple[Accept, bytes] | Refuse | bytes
+"""What becomes of a request: an upgrade with its 101, a refusal, or a plain answer."""
 
 
 class Door(Protocol):
@@ -167,6 +170,12 @@ def switching(key: str, subprotocol: str | None, extension: str | None = None) -
     return before + _accept_value(key) + behind
 
 
+def switching_to(accept: Accept) -> bytes:
+    """Return the 101 for an accepted request."""
+    extension = None if accept.deflate is None else accept.deflate.answer
+    return switching(accept.key, accept.subprotocol, extension)
+
+
 def _accept_value(key: str) -> bytes:
     # RFC 6455 section 4.2.2, step 5.4.
     digest = hashlib.sha1(key.encode() + GUID, usedforsecurity=False).digest()
@@ -268,12 +277,16 @@ class HeadReader(Guest):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take what was read, and decide as soon as the head is complete or hopeless."""
+        """Take what was read."""
+        self.take(self._buffer[:nbytes])
+
+    def take(self, octets: bytes | memoryview) -> None:
+        """Take what has come, and decide as soon as the head is complete or hopeless."""
         if self._transport is None:
             return  # refused: nothing that still comes matters
         received = self._received
         searched = max(0, len(received) - len(END_OF_HEAD) + 1)
-        received += self._buffer[:nbytes]
+        received += octets
         if self._accept is not None:
             return  # early input while the 101 is on its way
         end = received.find(END_OF_HEAD, searched)
@@ -282,14 +295,15 @@ class HeadReader(Guest):
         if size > limit:
             # Which limit: a target that never ends is told so.
             crossed = parse_head(bytes(received), self._door.policy)
-            self._refuse(crossed if isinstance(crossed, Refuse) else HEAD_TOO_LARGE)
+            self.conclude(crossed if isinstance(crossed, Refuse) else HEAD_TOO_LARGE)
         elif end >= 0:
             head = bytes(received[:size])
             del received[:size]
-            self._decide(head)
+            peer = self._transport.get_extra_info("peername")
+            self.conclude(examine(head, self._door, peer[0] if peer else ""))
         elif received.find(b"\n\n", max(0, searched - 1)) >= 0:
             # A head with bare line feeds would never end for us: say so instead of waiting.
-            self._refuse(BAD_HEAD)
+            self.conclude(BAD_HEAD)
 
     def eof_received(self) -> bool:
         """Close."""
@@ -297,32 +311,18 @@ class HeadReader(Guest):
         # answer: nothing is left to do but to close.
         return False
 
-    def _decide(self, head: bytes) -> None:
+    def conclude(self, found: Found) -> None:
+        """Act on what was found in a head."""
         transport = self._transport
         if transport is None:
             return
-        try:
-            request = parse_head(head, self._door.policy)
-            found = request if isinstance(request, Refuse) else route(request, self._door.policy)
-            if isinstance(request, Request) and found is None:
-                peer = transport.get_extra_info("peername")
-                found_or_accept = self._door.decide(request, peer[0] if peer else "")
-                if isinstance(found_or_accept, Accept):
-                    self._upgrade(found_or_accept, transport)
-                    return
-                found = found_or_accept
-            if isinstance(found, Endpoint):
-                self._answer(self._door.answer(found))
-                return
-        except Exception:
-            # The client learns nothing of it: a constant body, and the traceback in the log.
-            log.exception("the opening handshake failed")
-            found = INTERNAL_ERROR
-        self._refuse(found if isinstance(found, Refuse) else INTERNAL_ERROR)
-
-    def _refuse(self, refuse: Refuse) -> None:
-        self._door.refused(refuse)
-        self._answer(refuse.to_bytes())
+        if isinstance(found, tuple):
+            self._upgrade(*found, transport)
+        elif isinstance(found, Refuse):
+            self._door.refused(found)
+            self._answer(found.to_bytes())
+        else:
+            self._answer(found)
 
     def _answer(self, response: bytes) -> None:
         """Send the last octets of this connection."""
@@ -338,10 +338,12 @@ class HeadReader(Guest):
         else:
             transport.close()
 
-    def _upgrade(self, accept: Accept, transport: asyncio.Transport) -> None:
-        extension = None if accept.deflate is None else accept.deflate.answer
-        transport.write(switching(accept.key, accept.subprotocol, extension))
+    def _upgrade(self, accept: Accept, answer: bytes, transport: asyncio.Transport) -> None:
         self._accept = accept
+        if isinstance(transport, Visitor):
+            transport.answer = answer
+        else:
+            transport.write(answer)
         if transport.get_write_buffer_size():
             # uvloop writes at the end of the loop's turn.
             self._loop.call_soon(self._hand_over)
@@ -355,12 +357,7 @@ class HeadReader(Guest):
         early = bytes(self._received)
         self._let_go()
         self._stop_waiting()
-        try:
-            self._door.born(accept, transport, early)
-        except Exception:
-            # Behind the 101 there is no answer left to give.
-            log.exception("an upgraded connection could not be taken over")
-            transport.abort()
+        hand_over(self._door, accept, transport, early)
 
     def _stop_waiting(self) -> None:
         if self._waits:
@@ -372,6 +369,61 @@ class HeadReader(Guest):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+def receive(
+    door: Door, loop: asyncio.AbstractEventLoop, visitor: Visitor, octets: bytes | None
+) -> None:
+    """Let a plain connection in at once if its whole head has come with it, as it mostly has.
+
+    Args:
+        door: decides.
+        loop: the running loop.
+        visitor: the connection.
+        octets: what it has sent, see `Doorstep`.
+    """
+    found: Found | None = None
+    if octets and door.waiting < door.max_waiting:
+        end = octets.find(END_OF_HEAD) + len(END_OF_HEAD)
+        if len(END_OF_HEAD) <= end <= door.policy.max_head_bytes:
+            found = examine(octets[:end], door, visitor.peer)
+            if isinstance(found, tuple):
+                accept, visitor.answer = found
+                hand_over(door, accept, visitor, octets[end:])
+                return
+    reader = HeadReader(door, loop)
+    if found is None:
+        visitor.stay(reader, octets)
+    else:
+        visitor.stay(reader, None)
+        reader.conclude(found)
+
+
+def examine(head: bytes, door: Door, peer_ip: str) -> Found:
+    """Find out what a request is answered with."""
+    try:
+        request = parse_head(head, door.policy)
+        if isinstance(request, Refuse):
+            return request
+        found = route(request, door.policy)
+        if found is None:
+            decision = door.decide(request, peer_ip)
+            return decision if isinstance(decision, Refuse) else (decision, switching_to(decision))
+        return door.answer(found) if isinstance(found, Endpoint) else found
+    except Exception:
+        # The client learns nothing of it: a constant body, and the traceback in the log.
+        log.exception("the opening handshake failed")
+        return INTERNAL_ERROR
+
+
+def hand_over(door: Door, accept: Accept, transport: asyncio.Transport, early: bytes) -> None:
+    """Have a connection born whose 101 has left, or leaves with its first message."""
+    try:
+        door.born(accept, transport, early)
+    except Exception:
+        # Behind the 101 there is no answer left to give.
+        log.exception("an upgraded connection could not be taken over")
+        transport.abort()
 
 
 def adopt(
@@ -406,7 +458,13 @@ def adopt(
     window = 0 if deflate is None else deflate.window
     if isinstance(transport, Visitor):
         return core.adopt_socket(
-            transport.detach(), owner, early=early, paused=paused, deflate=window
+            transport.detach(),
+            owner,
+            early=early,
+            paused=paused,
+            deflate=window,
+            answer=transport.answer,
+            more=transport.greets,
         )
     is_plain = transport.get_extra_info("ssl_object") is None
     if is_plain and core.epoll_fd >= 0 and not transport.get_write_buffer_size():
@@ -464,7 +522,7 @@ async def listen(
     try:
         return Doorstep(
             server.sockets,
-            lambda: HeadReader(door, loop),
+            functools.partial(receive, door, loop),
             loop,
             backlog=BACKLOG,
             greets=greets,

@@ -15,13 +15,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import ClassVar, Final
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from falcon_fast._core import Verdict
+from falcon_fast._core import Verdict, accept
 from falcon_fast.codes import CloseReason
 
 from ..support import ROOT, missing
@@ -713,6 +714,84 @@ def test_a_descriptor_that_cannot_be_adopted_is_closed(why: str) -> None:
     assert rig.core.broadcast(b"x") == (why == "full")
     assert rig.core.member_count(room) == 0
     rig.core.shutdown()
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_an_answer_leaves_before_anything_else(rig: Rig, more: bool) -> None:
+    server, client = tcp_pair()
+    Wire.clients.append(client)
+    handle = rig.core.adopt_socket(server.detach(), "a", answer=b"HTTP/1.1 101\r\n\r\n", more=more)
+    rig.core.send(handle, b"hello")
+    rig.core.flush()
+    client.settimeout(SOON)
+    received = b""
+    while len(received) < 16 + 7:
+        received += client.recv(100)
+    assert received == b"HTTP/1.1 101\r\n\r\n" + b"\x81\x05hello"
+
+
+def test_an_answer_that_is_not_taken_is_the_end(rig: Rig) -> None:
+    server, client = socket.socketpair()
+    Wire.clients.append(client)
+    fd = server.detach()
+    with pytest.raises(ConnectionError, match="answer"):
+        rig.core.adopt_socket(fd, "a", answer=bytes(50_000_000))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    assert rig.core.count == 0
+    assert rig.take() == []
+
+
+@pytest.mark.parametrize(
+    ("family", "host", "peer"),
+    [
+        (socket.AF_INET, "127.0.0.1", "127.0.0.1"),
+        (socket.AF_INET6, "::1", "::1"),
+        (socket.AF_UNIX, None, ""),
+    ],
+)
+def test_a_connection_is_accepted_with_what_it_said(
+    tmp_path: Path, family: int, host: str | None, peer: str
+) -> None:
+    with socket.socket(family) as listener:
+        listener.bind(str(tmp_path / "door") if host is None else (host, 0))
+        listener.listen()
+        listener.setblocking(False)
+        assert accept(listener.fileno()) is None
+        for said in (None, b"head", b""):
+            with socket.socket(family) as client:
+                client.connect(listener.getsockname())
+                if said:
+                    client.send(said)
+                elif said is not None:
+                    client.shutdown(socket.SHUT_WR)
+                accepted = accept(listener.fileno())
+                assert accepted is not None
+                fd, address, octets = accepted
+                assert (address, octets) == (peer, said)
+                assert not os.get_blocking(fd)
+                assert not os.get_inheritable(fd)
+                os.close(fd)
+
+
+def test_a_connection_that_was_reset_before_it_was_accepted() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.setblocking(False)
+        client = socket.create_connection(listener.getsockname())
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        before = len(os.listdir("/dev/fd"))
+        with pytest.raises(ConnectionResetError):
+            accept(listener.fileno())
+        assert len(os.listdir("/dev/fd")) == before
+
+
+def test_who_does_not_listen_accepts_nobody() -> None:
+    left, right = socket.socketpair()
+    with left, right, pytest.raises(OSError, match="Invalid argument"):
+        accept(left.fileno())
 
 
 def test_h12_every_cut_between_what_came_early_and_what_came_later(rig: Rig) -> None:

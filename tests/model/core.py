@@ -283,6 +283,8 @@ class Twin(Generic[OwnerT]):
         early: bytes = b"",
         paused: bool = False,
         deflate: int = 0,
+        answer: bytes = b"",
+        more: bool = False,
     ) -> int:
         """Refuse: there is no epoll set."""
         os.close(fd)

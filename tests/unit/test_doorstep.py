@@ -24,7 +24,6 @@ class Protocol(Guest):
     """Notes what it hears; does what it is told when it hears it."""
 
     def __init__(self) -> None:
-        self.buffer = bytearray(100)
         self.heard: list[bytes] = []
         self.lost = 0
         self.waits = 0
@@ -41,11 +40,8 @@ class Protocol(Guest):
     def wait(self) -> None:
         self.waits += 1
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return self.buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self.heard.append(bytes(self.buffer[:nbytes]))
+    def take(self, octets: bytes) -> None:
+        self.heard.append(octets)
 
     def eof_received(self) -> bool:
         self.heard.append(b"")
@@ -65,14 +61,12 @@ class Porch:
         self.clients: list[socket.socket] = []
         with socket.socket(socket.AF_UNIX) as bound:
             bound.bind(self.path)
-            self.doorstep = Doorstep(
-                [bound], self._protocol, asyncio.get_running_loop(), backlog=10
-            )
+            self.doorstep = Doorstep([bound], self.receive, asyncio.get_running_loop(), backlog=10)
 
-    def _protocol(self) -> Protocol:
+    def receive(self, visitor: Visitor, octets: bytes | None) -> None:
         made, self.next = self.next, Protocol()
         self.made.append(made)
-        return made
+        visitor.stay(made, octets)
 
     def knock(self, said: bytes = b"") -> socket.socket:
         client = socket.socket(socket.AF_UNIX)
@@ -115,8 +109,9 @@ async def test_what_has_come_already_is_read_at_once(porch: Porch) -> None:
     assert protocol.heard == [b"head"]
     assert protocol.waits == 1
     assert not visitor.is_closing()
-    assert visitor.get_extra_info("peername") == ""
-    assert visitor.get_extra_info("socket").fileno() > 0  # type: ignore[attr-defined]
+    assert visitor.get_extra_info("peername") == ("",)
+    assert visitor.peer == ""
+    assert not visitor.greets
     assert visitor.get_extra_info("ssl_object", 7) == 7
     client.send(b"more")
     await turns()
@@ -197,17 +192,47 @@ async def test_an_answer_that_is_not_taken_ends_the_connection(porch: Porch) -> 
     assert protocol.lost == 1
 
 
-async def test_a_connection_that_fails_is_over(porch: Porch) -> None:
-    class Broken(socket.socket):
-        def recv_into(self, *_: object) -> int:
-            raise ConnectionResetError
+async def test_a_connection_that_fails_is_over(
+    porch: Porch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> bytes:
+        raise ConnectionResetError
 
     _, protocol, visitor = await porch.visit()
-    assert visitor._socket is not None
-    visitor._socket = Broken(fileno=visitor._socket.detach())
-    visitor.read()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "read", broken)
+        visitor.read()
     await turns()
     assert protocol.lost == 1
+
+
+async def test_nothing_has_come_after_all(porch: Porch) -> None:
+    _, protocol, visitor = await porch.visit()
+    visitor.read()
+    assert protocol.heard == []
+    assert not visitor.is_closing()
+
+
+async def test_who_ends_its_input_before_it_is_accepted(porch: Porch) -> None:
+    client = porch.knock()
+    client.shutdown(socket.SHUT_WR)
+    await turns()
+    assert porch.made[-1].heard == [b""]
+    assert porch.made[-1].lost == 1
+    assert client.recv(10) == b""
+
+
+async def test_who_nobody_stays_for_is_let_go(porch: Porch) -> None:
+    def receive(visitor: Visitor, octets: bytes | None) -> None:
+        visitor.abort()
+        visitor.stay(porch.next, octets)
+
+    porch.doorstep._receive = receive
+    client = porch.knock(b"head")
+    await turns()
+    assert client.recv(10) == b""
+    assert porch.next.heard == []
+    assert porch.next.waits == porch.next.lost == 0
 
 
 async def test_closing_ends_everybody_and_listens_no_more(porch: Porch) -> None:
@@ -227,34 +252,46 @@ async def test_closing_ends_everybody_and_listens_no_more(porch: Porch) -> None:
 class Listener:
     """Raises and returns what it is told, then has nobody waiting."""
 
-    def __init__(self, *results: OSError | socket.socket) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *results: OSError | socket.socket) -> None:
         self.results = list(results)
-        self.family, self.type, self.proto = socket.AF_UNIX, socket.SOCK_STREAM, 0
+        monkeypatch.setattr(module, "accept", self._accept)
 
-    def _accept(self) -> tuple[int, str]:
-        result = self.results.pop(0) if self.results else BlockingIOError()
+    def fileno(self) -> int:
+        return -1
+
+    def _accept(self, _fd: int) -> tuple[int, str, None] | None:
+        if not self.results:
+            return None
+        result = self.results.pop(0)
         if isinstance(result, OSError):
             raise result
-        return result.detach(), "peer"
+        return result.detach(), "peer", None
 
     def accept(self) -> tuple[socket.socket, str]:
-        return socket.socket(fileno=self._accept()[0]), "peer"
+        accepted = self._accept(-1)
+        if accepted is None:
+            raise BlockingIOError
+        return socket.socket(fileno=accepted[0]), "peer"
 
 
-async def test_who_has_gone_before_it_was_accepted_is_passed_over(porch: Porch) -> None:
+async def test_who_has_gone_before_it_was_accepted_is_passed_over(
+    porch: Porch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     near, far = socket.socketpair()
     porch.clients.append(far)
-    porch.doorstep._accept(Listener(ConnectionAbortedError(), near))  # type: ignore[arg-type]
+    porch.doorstep._accept(Listener(monkeypatch, ConnectionAbortedError(), near))  # type: ignore[arg-type]
     assert len(porch.made) == 1
 
 
-async def test_an_error_of_the_listener_is_not_hidden(porch: Porch) -> None:
+async def test_an_error_of_the_listener_is_not_hidden(
+    porch: Porch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(OSError, match="broken"):
-        porch.doorstep._accept(Listener(OSError(errno.EINVAL, "broken")))  # type: ignore[arg-type]
+        porch.doorstep._accept(Listener(monkeypatch, OSError(errno.EINVAL, "broken")))  # type: ignore[arg-type]
 
 
 async def test_r05_without_descriptors_who_waits_is_turned_away(
-    porch: Porch, caplog: pytest.LogCaptureFixture
+    porch: Porch, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, FakeTimeLoop)
@@ -263,7 +300,7 @@ async def test_r05_without_descriptors_who_waits_is_turned_away(
         near, far = socket.socketpair()
         porch.clients.append(far)
         none_left = OSError(errno.EMFILE, "too many")
-        porch.doorstep._accept(Listener(none_left, near))  # type: ignore[arg-type]
+        porch.doorstep._accept(Listener(monkeypatch, none_left, near))  # type: ignore[arg-type]
         assert far.recv(10) == b""
 
     run_out()
@@ -283,25 +320,26 @@ async def test_r05_a_spare_that_did_not_come_back(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "open", refuse)
-        porch.doorstep._accept(Listener(OSError(errno.EMFILE, "x")))  # type: ignore[arg-type]
-    waiting = Listener(OSError(errno.EMFILE, "x"), OSError(errno.EMFILE, "x"))
+        porch.doorstep._accept(Listener(monkeypatch, OSError(errno.EMFILE, "x")))  # type: ignore[arg-type]
+    waiting = Listener(monkeypatch, OSError(errno.EMFILE, "x"), OSError(errno.EMFILE, "x"))
     porch.doorstep._accept(waiting)  # type: ignore[arg-type]
     assert porch.doorstep._spare is not None
 
 
-async def test_the_doorstep_may_be_closed_while_somebody_enters(porch: Porch) -> None:
+async def test_the_doorstep_may_be_closed_while_somebody_enters(
+    porch: Porch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     near, far = socket.socketpair()
     porch.clients.append(far)
     other, further = socket.socketpair()
     porch.clients += [other, further]
-    listener = Listener(near, other)
-    made = porch._protocol
+    listener = Listener(monkeypatch, near, other)
 
-    def closing() -> Protocol:
+    def closing(visitor: Visitor, octets: bytes | None) -> None:
         porch.doorstep.close()
-        return made()
+        porch.receive(visitor, octets)
 
-    porch.doorstep._protocol = closing
+    porch.doorstep._receive = closing
     porch.doorstep._accept(listener)  # type: ignore[arg-type]
     assert len(porch.made) == 1
     assert listener.results == [other]

@@ -14,6 +14,7 @@ from falcon_fast import upgrade as module
 from falcon_fast._core import Core
 from falcon_fast.codes import close_table
 from falcon_fast.handshake import (
+    NOT_FOUND,
     Accept,
     Endpoint,
     Policy,
@@ -417,7 +418,8 @@ async def test_a_client_without_an_address_is_decided_about_all_the_same() -> No
 async def test_a_reader_that_has_let_go_decides_nothing() -> None:
     visit = Visit(Door())
     visit.reader.connection_lost(None)
-    visit.reader._decide(MINIMAL)
+    visit.reader.conclude(NOT_FOUND)
+    visit.reader.take(MINIMAL)
     visit.reader._answer(b"late")
     assert visit.door.asked == []
     assert visit.answer == b""
