@@ -153,7 +153,7 @@ class Cluster:
         self._handlers: dict[str, Handler] = {}
         self._listeners: dict[str, Listener] = {}
         self._came: list[Callable[[str], None]] = []
-        self._went: list[Callable[[str], None]] = []
+        self._went: list[Callable[[str, bool], None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._beating: asyncio.TimerHandle | None = None
 
@@ -208,20 +208,26 @@ class Cluster:
         long_ago = self._clock.monotonic() - GONE
         for peer in [peer for peer in self._peers.values() if peer.heard_at < long_ago]:
             log.warning("a process is gone", extra={"node_id": peer.node_id})
-            self._remove(peer.process_id)
+            self._remove(peer.process_id, has_died=True)
 
-    def _remove(self, process_id: str) -> None:
+    def _remove(self, process_id: str, *, has_died: bool) -> None:
         if self._peers.pop(process_id, None) is None:
             return
         for question in self._questions.values():
             self._tick_off(question, process_id)
         for went in self._went:
-            went(process_id)
+            went(process_id, has_died)
 
     # ------------------------------------------------------------------------------- who is there
 
-    def on_peer(self, *, came: Callable[[str], None], went: Callable[[str], None]) -> None:
-        """Say who is to be told of processes that come and go."""
+    def on_peer(self, *, came: Callable[[str], None], went: Callable[[str, bool], None]) -> None:
+        """Say who is to be told of processes that come and go.
+
+        Args:
+            came: called with the id of a process.
+            went: called with the id of a process, and whether it has died: it may have told its own
+                clients something that no other process was told.
+        """
         self._came.append(came)
         self._went.append(went)
 
@@ -248,8 +254,8 @@ class Cluster:
 
     def bury(self, process_id: str) -> None:
         """Tell everybody that a process of this node has died."""
-        self._remove(process_id)
-        self._tell_quietly({"op": "bye", "process": process_id})
+        self._remove(process_id, has_died=True)
+        self._tell_quietly({"op": "bye", "process": process_id, "died": True})
 
     def _awake(self) -> set[str]:
         recently = self._clock.monotonic() - SILENT
@@ -402,7 +408,7 @@ class Cluster:
         if operation == "beat":
             self._heard_beat(process_id, message)
         elif operation == "bye":
-            self._remove(process_id)
+            self._remove(process_id, has_died=message.get("died") is True)
         elif operation == "ask":
             self._answer(process_id, message)
         elif operation in {"answer", "receipt"}:

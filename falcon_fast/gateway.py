@@ -11,7 +11,7 @@ import logging
 import random
 import ssl
 from collections import Counter
-from collections.abc import Awaitable, Collection, Coroutine
+from collections.abc import Awaitable, Collection, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from typing import Final, Literal, Protocol, TypeAlias
@@ -882,7 +882,7 @@ class Gateway:
         else:
             log.warning("other nodes are out of reach; messages are delivered on this node only")
 
-    def resync(self, losses: list[Loss]) -> None:
+    def resync(self, losses: list[Loss], rooms: Iterable[str]) -> None:
         """See `neighbours.Host`."""
         now = self.clock.time()
         number = sum(loss.number for loss in losses) if all(loss.number for loss in losses) else 0
@@ -890,9 +890,11 @@ class Gateway:
             self.core.broadcast(envelope.resync(number=number, now=now))
             return
         shards = {shard for loss in losses for shard in loss.shards or ()}
-        for name in list(self.rooms.names()):
-            if self._bus.shard_of(name) in shards:
-                self.rooms.fan_out(name, envelope.resync(number=0, room=name, now=now))
+        names = {name for name in rooms if name in self.rooms}
+        if shards:
+            names.update(name for name in self.rooms.names() if self._bus.shard_of(name) in shards)
+        for name in names:
+            self.rooms.fan_out(name, envelope.resync(number=0, room=name, now=now))
 
     def _tell_room(self, room: str, frame: bytes, members: int) -> None:
         process_id = self.cluster.process_id

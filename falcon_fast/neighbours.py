@@ -60,8 +60,8 @@ class Host(Protocol):
     def rooms_of_user(self, user_id: str) -> frozenset[str] | None:
         """Return the rooms of a user's admitted connections here; None without any."""
 
-    def resync(self, losses: list[Loss]) -> None:
-        """Tell clients that messages may have been lost."""
+    def resync(self, losses: list[Loss], rooms: Iterable[str]) -> None:
+        """Tell clients that messages may have been lost, of whatever kind or in some rooms."""
 
     def spawn(self, work: Coroutine[object, object, None]) -> None:
         """Run something beside what else happens, until the gateway closes."""
@@ -83,6 +83,8 @@ class Neighbours:
         # What is told at the end of the turn: True came, False went.
         self._news: list[tuple[bool, str, frozenset[str]]] = []
         self._losses: list[Loss] = []
+        self._bereaved: set[str] = set()  # rooms that had members on a process that has died
+        self._settling = False
         self._flushing = False
         self._whereabouts: dict[str, str] = {}
         cluster.on_peer(came=self._came, went=self._went)
@@ -189,21 +191,31 @@ class Neighbours:
         await self._ask_counts(list(self._host.rooms.names()), whom, tell=True)
         await self._ask_present(self._host.presence.watched, whom, is_news=True)
 
-    def _went(self, process_id: str) -> None:
-        self._host.rooms.forget_process(process_id)
+    def _went(self, process_id: str, has_died: bool) -> None:
+        rooms = self._host.rooms.forget_process(process_id)
         self._host.presence.forget_process(process_id)
+        if has_died and rooms:
+            # Its own clients may have heard something just before that never left it.
+            self._bereaved.update(rooms)
+            self._settle_soon()
 
     # ---------------------------------------------------------------------------------- losses
 
     def lost(self, loss: Loss) -> None:
         """Messages of others did not arrive: clients are told, and counts are looked at again."""
-        if not self._losses:
-            asyncio.get_running_loop().call_later(RESYNC_DELAY, self._settle)
         self._losses.append(loss)
+        self._settle_soon()
+
+    def _settle_soon(self) -> None:
+        if not self._settling:
+            self._settling = True
+            asyncio.get_running_loop().call_later(RESYNC_DELAY, self._settle)
 
     def _settle(self) -> None:
+        self._settling = False
         losses, self._losses = self._losses, []
-        self._host.resync(losses)
+        bereaved, self._bereaved = self._bereaved, set()
+        self._host.resync(losses, bereaved)
         senders = {loss.node_id for loss in losses}
         if None in senders:
             self._host.spawn(self._look_at(None))

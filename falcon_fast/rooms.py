@@ -288,11 +288,20 @@ class Rooms(Generic[MemberT]):
             if self._set_elsewhere(name, process_id, counts.get(name, 0)) and tell:
                 self._crowded_elsewhere.add(name)
 
-    def forget_process(self, process_id: str) -> None:
-        """A process is gone with all its members: those who are left hear how many there are."""
-        for name in list(self._shared):
-            if self._set_elsewhere(name, process_id, 0):
-                self._crowded_elsewhere.add(name)
+    def forget_process(self, process_id: str) -> list[str]:
+        """A process is gone with all its members: those who are left hear how many there are.
+
+        Returns:
+            The rooms in which it had members.
+        """
+        names = [name for name in self._shared if self._is_on(name, process_id)]
+        for name in names:
+            self._set_elsewhere(name, process_id, 0)
+        self._crowded_elsewhere.update(names)
+        return names
+
+    def _is_on(self, name: str, process_id: str) -> bool:
+        return process_id in self._elsewhere.get(self._numbers[_key(name)], ())
 
     def _count_elsewhere(self, number: int) -> int:
         elsewhere = self._elsewhere.get(number)

@@ -229,9 +229,53 @@ async def test_x14_p02_a_node_that_dies_takes_its_members_and_users_along(nodes:
         await turns()
     told = [f for f in ann.take() if f.get("data", {}).get("status") != "online"]
     assert [f["data"]["status"] for f in told if f["type"] == "presence"] == ["offline"]
-    counts = [f["data"] for f in told if f["type"] == "room_update"]
-    assert counts == [{"action": "member_count", "member_count": 1, "room_id": ROOM}]
+    # What it has told its own clients last may never have left it.
+    resync = {"action": "resync", "message": "messages may have been lost"}
+    count = {"action": "member_count", "member_count": 1, "room_id": ROOM}
+    frames = [f for f in told if f["type"] == "room_update"]
+    assert sorted((f["data"] for f in frames), key=str) == sorted([resync, count], key=str)
+    assert {f["room"] for f in frames} == {ROOM}
     assert nodes[0].gateway.cluster.nodes == 2
+
+
+async def test_x14_who_shares_no_room_with_the_dead_is_not_bothered(nodes: Nodes) -> None:
+    ann = await nodes.connect(0, "ann", FLEET)
+    cat = await nodes.connect(0, "cat", OTHERS)
+    eve = await nodes.connect(2, "eve", OTHERS)
+    for user in ("bob", "bea"):
+        await nodes.connect(1, user, FLEET)
+    for client in (ann, cat, eve):
+        client.take()
+    nodes.kill(1)
+    for _ in range(2):
+        await asyncio.sleep(GONE - 5)
+        for client in (ann, cat, eve):
+            client.send({"type": "heartbeat"})
+        await turns()
+    assert [u["action"] for u in updates(ann)].count("resync") == 1
+    assert updates(cat) == updates(eve) == []
+
+
+async def test_x14_a_death_after_a_loss_of_everything_is_told_once(nodes: Nodes) -> None:
+    ann = await nodes.connect(0, "ann", FLEET)
+    await nodes.connect(1, "bob", FLEET)
+    ann.take()
+    gateway = nodes[0].gateway
+    gateway.cluster.bury(nodes[1].gateway.node_id)
+    gateway.lost(Loss(None, 0, frozenset(Target)))
+    await asyncio.sleep(0.5)
+    frames = [f for f in ann.take() if f["data"].get("action") == "resync"]
+    assert [f.get("room") for f in frames] == [None]
+
+
+async def test_x14_nobody_is_left_in_the_room_when_a_death_is_told(nodes: Nodes) -> None:
+    ann = await nodes.connect(0, "ann", FLEET)
+    await nodes.connect(1, "bob", FLEET)
+    nodes[0].gateway.cluster.bury(nodes[1].gateway.node_id)
+    ann.leave()
+    await asyncio.sleep(0.5)
+    assert ROOM not in nodes[0].gateway.rooms
+    assert nodes[0].gateway.health == "healthy"
 
 
 async def test_p04_a_node_that_stood_still_buries_nobody_and_comes_back(nodes: Nodes) -> None:
@@ -283,7 +327,9 @@ async def test_a_node_that_leaves_says_so(nodes: Nodes) -> None:
     await turns(LATER)
     assert nodes[0].gateway.cluster.nodes == 2
     await asyncio.sleep(2)
-    assert updates(ann)[-1]["member_count"] == 1
+    told = updates(ann)
+    assert told[-1]["member_count"] == 1
+    assert "resync" not in {update["action"] for update in told}
 
 
 async def test_what_operators_see_and_reach_is_the_whole_cluster(nodes: Nodes) -> None:
@@ -423,7 +469,10 @@ async def test_without_a_link_this_node_goes_on_and_says_what_it_could_not_do(
     assert [data["action"] for data in updates(ann)] == ["resync"]
     assert gateway.health == "healthy"
     assert (await service.list_connections()).total == 2
-    assert [told["member_count"] for told in updates(bob)] == [1, 2]
+    # For bob ann's node was dead, until it was back.
+    found = updates(bob)
+    assert [told["member_count"] for told in found if "member_count" in told] == [1, 2]
+    assert [told["action"] for told in found].count("resync") == 1
 
 
 async def test_counts_that_were_missed_are_asked_for_again(nodes: Nodes) -> None:
