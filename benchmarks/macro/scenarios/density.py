@@ -25,7 +25,7 @@ GROUP_SIZE = 50
 #: Characters of a peer's token: that of a real one, since a server may keep its request.
 TOKEN_LENGTH = 361
 #: Largest slope, in bytes.
-LIMIT = 1536.0
+LIMIT = 768.0
 #: Seconds between the pings of a connection during a soak: many lives in a short time.
 SOAK_PING_INTERVAL = 2.0
 #: Most samples of a soak kept in the result.
