@@ -11,7 +11,7 @@ import logging
 import random
 import ssl
 from collections import Counter
-from collections.abc import Awaitable, Collection, Coroutine, Iterable
+from collections.abc import Collection, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from typing import Final, Literal, Protocol, TypeAlias
@@ -20,14 +20,15 @@ import orjson
 
 from falcon_fast import envelope, handshake
 from falcon_fast._core import Core, Seats
+from falcon_fast.admission import Admissions
 from falcon_fast.auth import TokenVerifier
 from falcon_fast.bus import Bus, BusStatistics, Loss, Target
 from falcon_fast.clock import Clock
 from falcon_fast.cluster import Cluster
 from falcon_fast.codes import CloseReason, close_table
-from falcon_fast.directory import Directory, Group
+from falcon_fast.directory import Directory
 from falcon_fast.driver import CoreDriver
-from falcon_fast.errors import BusUnavailable, DirectoryUnavailable
+from falcon_fast.errors import BusUnavailable
 from falcon_fast.handshake import Accept, Endpoint, Policy, Refuse, Request
 from falcon_fast.identity import Identity, new_id
 from falcon_fast.memberships import Memberships
@@ -36,7 +37,7 @@ from falcon_fast.presence import Presence
 from falcon_fast.registrar import Registrar
 from falcon_fast.registry import Registry
 from falcon_fast.revocation import Revocation
-from falcon_fast.rooms import Joined, Rooms, group_room, user_room
+from falcon_fast.rooms import Rooms, user_room
 from falcon_fast.session import Session, State
 from falcon_fast.settings import MAX_SLOTS, Settings
 from falcon_fast.statistics import (
@@ -52,13 +53,6 @@ from falcon_fast.upgrade import Listener, adopt, listen, plain_answer, server_po
 
 __all__ = ["Crew", "Gateway", "Listens"]
 
-ADMISSION_TIMEOUT: Final = 5.0
-"""Seconds the directory has before a client is told that its rooms are pending."""
-
-RETRY_FIRST: Final = 0.5
-RETRY_LAST: Final = 15.0
-"""Seconds between attempts to read the groups of a connection whose rooms are pending."""
-
 RETRY_AFTER_FULL: Final = 5.0
 RETRY_AFTER_DRAINING: Final = 2.0
 RETRY_AFTER_NO_KEYS: Final = 5.0
@@ -69,9 +63,6 @@ WAITING_ABOVE_FULL: Final = 128
 
 Each holds a descriptor of the 256 that `FALCON_MAX_CONNECTIONS` leaves free.
 """
-
-FOLLOW_TIMEOUT: Final = 2.0
-"""Seconds a connection's admission waits for its rooms' messages to come in from other nodes."""
 
 DRAIN_STEP: Final = 0.1
 """Seconds between two batches of closes."""
@@ -254,6 +245,9 @@ class Gateway:
                 replaces=settings.connection_limit_policy == "replace",
             )
         )
+        self.admissions = Admissions(
+            self, directory=directory, bus=bus, registrar=self._registrar, alone=alone
+        )
         self._bus = bus
         self._directory = directory
         self._verifier = verifier
@@ -261,11 +255,8 @@ class Gateway:
         self._throttle = Throttle(settings.connection_rate, settings.connection_burst, clock=clock)
         self._sessions: Seats[Session] = Seats()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._pending: set[Session] = set()
-        self._entered: set[Session] = set()
         self._sweeping = False
         self._unswept = False
-        self._follows: dict[str, asyncio.Future[None]] = {}
         self._server: Listener | None = None
         self._counting: asyncio.TimerHandle | None = None
         self._alone = alone
@@ -360,6 +351,7 @@ class Gateway:
         self._driver.stop()
         self.presence.close()
         self.cluster.stop()
+        self.admissions.close()
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
@@ -475,7 +467,7 @@ class Gateway:
         if log.isEnabledFor(logging.DEBUG):
             log.debug("connection opened", extra=self._who(session))
         self._directory.track(identity.user_id, identity.character_id)
-        self._run(session, self._admit(session))
+        self.admissions.begin(session)
 
     def spawn(self, work: Coroutine[object, object, None]) -> None:
         """See `neighbours.Host`."""
@@ -489,113 +481,31 @@ class Gateway:
         self._tasks.add(task)
         task.add_done_callback(done)
 
-    def _run(self, session: Session, work: Coroutine[object, object, None]) -> None:
+    def run(self, session: Session, work: Coroutine[object, object, None]) -> None:
+        """See `admission.Host`."""
+
         def done(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             error = None if task.cancelled() else task.exception()
             if error is not None:
-                # Half admitted it would wait for ever.
-                self._on_error(error)
-                session.close(CloseReason.INTERNAL_ERROR)
+                self.failed(session, error)
 
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(done)
 
-    async def _admit(self, session: Session) -> None:
-        """Find the groups of a new connection, and let it speak when they are known."""
-        if self._follows:
-            await self._heard_of(session)  # its personal room
-        if self._registrar is None:
-            groups = await self._groups_of(session)
-        else:
-            groups, is_admitted = await asyncio.gather(
-                self._groups_of(session), self._registrar.admit(session)
-            )
-            if not is_admitted:
-                session.close(CloseReason.CONNECTION_LIMIT)
-                return
-            if self.find(session.id) is None:
-                self._registrar.gone(session)  # once more: it was gone before it was counted
-        if self.find(session.id) is None:
-            return
-        if groups is None:
-            self._pending.add(session)
-            session.open(pending=True)
-            groups = await self._groups_of_in_the_end(session)
-        if session.state is State.CLOSED or groups is None:
-            return
-        if self._alone:
-            self._enter(session, groups)
-        elif not await self._enter_heard(session, groups):
-            return
-        if self._follows:
-            # What changes meanwhile is for this one too: it was asked about before.
-            self._entered.add(session)
-            try:
-                await self._heard_of(session)
-            finally:
-                self._entered.discard(session)
-            if self.find(session.id) is None:
-                return
-        self._pending.discard(session)
-        user_id = session.identity.user_id
-        if (not self._alone or self.presence.matters(user_id)) and self._is_only_one(session):
-            self.neighbours.user_came(user_id, frozenset(self.rooms.names_of(session)))
-        if self._registrar is not None:
-            self._registrar.changed(session)
-        # Last, since its messages are handled here and now, and may be the end of it.
-        if session.state is State.ADMITTING:
-            session.open(pending=False)
-        else:
-            session.tell_rooms()
+    def failed(self, session: Session, error: BaseException) -> None:
+        """See `admission.Host`."""
+        # Half admitted it would wait for ever.
+        self._on_error(error)
+        session.close(CloseReason.INTERNAL_ERROR)
 
-    async def _heard_of(self, session: Session) -> None:
-        """Wait until the messages of a connection's rooms come in from other nodes."""
-        names = self.rooms.names_of(session)
-        waits = [self._follows[name] for name in names if name in self._follows]
-        if waits:
-            await asyncio.wait(waits, timeout=FOLLOW_TIMEOUT)
-
-    async def _enter_heard(self, session: Session, groups: frozenset[Group]) -> bool:
-        """Put a connection into its rooms as soon as their messages come in from other nodes.
-
-        In them earlier it would hear messages of rooms that it has not been told of. Where that
-        takes time the groups are read again, since they may have changed.
-
-        Returns:
-            Whether the connection is still there.
-        """
-        names = [group_room(group.id) for group in groups]
-        new = [name for name in names if name not in self.rooms]
-        waits = [self._follows[name] for name in names if name in self._follows]
-        for name in new:
-            follow = self._bus.follow(name)
-            if follow is not None:
-                waits.append(asyncio.ensure_future(follow))
-        if waits:
-            await asyncio.wait(waits, timeout=FOLLOW_TIMEOUT)
-            if self.find(session.id) is not None:
-                now = await self._groups_of(session)
-                groups = groups if now is None else now
-        is_there = self.find(session.id) is not None
-        if is_there:
-            self._enter(session, groups)
-        for name in new:
-            if name not in self.rooms:
-                self._bus.unfollow(name)
-        return is_there
+    def refresh(self, session: Session) -> None:
+        """See `session.Host`."""
+        self.admissions.refresh(session)
 
     def _room_opened(self, name: str) -> None:
-        follow = self._bus.follow(name)
-        if follow is not None:
-
-            async def wait(follow: Awaitable[None]) -> None:
-                await follow
-
-            future = self._loop.create_task(wait(follow))
-            self._follows[name] = future
-            future.add_done_callback(lambda _: self._follows.pop(name, None))
+        self.admissions.follow(name)
         self.neighbours.room_opened(name)
 
     def _touched(self, session: Session, name: str) -> None:
@@ -622,69 +532,18 @@ class Gateway:
     def rooms_of_user(self, user_id: str) -> frozenset[str] | None:
         """See `neighbours.Host`."""
         for session in self.rooms.members(user_room(user_id)):
-            if self._is_admitted(session):
+            if self.admissions.is_over(session):
                 return frozenset(self.rooms.names_of(session))
         return None
 
     def is_settled(self, session: Session) -> bool:
         """See `memberships.Host`."""
-        return self._is_admitted(session) or session in self._entered
+        return self.admissions.is_settled(session)
 
     def renamed(self, session: Session) -> None:
         """See `memberships.Host`."""
         if self._registrar is not None:
             self._registrar.changed(session)
-
-    def _is_admitted(self, session: Session) -> bool:
-        return session.state is State.OPEN and session not in self._pending
-
-    def _is_only_one(self, session: Session) -> bool:
-        """Tell whether no other connection of its user is admitted."""
-        room = user_room(session.identity.user_id)
-        others = (other for other in self.rooms.members(room) if other is not session)
-        return not any(self._is_admitted(other) for other in others)
-
-    async def _groups_of(self, session: Session) -> frozenset[Group] | None:
-        identity = session.identity
-        try:
-            async with asyncio.timeout(ADMISSION_TIMEOUT):
-                return await self._directory.groups_of(identity.user_id, identity.character_id)
-        except (DirectoryUnavailable, TimeoutError) as error:
-            log.warning(
-                "groups are not known yet",
-                extra={"connection_id": session.id, "error": str(error) or type(error).__name__},
-            )
-            return None
-
-    async def _groups_of_in_the_end(self, session: Session) -> frozenset[Group] | None:
-        delay = RETRY_FIRST
-        while session.state is not State.CLOSED:
-            await asyncio.sleep(delay * random.uniform(0.5, 1.5))
-            delay = min(RETRY_LAST, delay * 2)
-            groups = await self._groups_of(session)
-            if groups is not None:
-                return groups
-        return None
-
-    def refresh(self, session: Session) -> None:
-        """See `session.Host`."""
-
-        async def read() -> None:
-            groups = await self._groups_of(session)
-            if groups is not None and session.state is State.OPEN:
-                self.memberships.on_change(session.identity.user_id, groups)
-
-        self._directory.track(session.identity.user_id, session.identity.character_id)
-        self._run(session, read())
-
-    def _enter(self, session: Session, groups: frozenset[Group]) -> None:
-        refused = 0
-        for group in sorted(groups, key=lambda group: group.id):
-            room = group_room(group.id)
-            if not session.has_left(room):
-                refused += self.rooms.join(session, room, group.name) is Joined.LIMIT
-        if refused:
-            session.tell_limit(refused)
 
     # ------------------------------------------------------------------------- revoked tokens
 
@@ -731,18 +590,18 @@ class Gateway:
 
     def _on_close(self, session: Session, reason: int, code: int) -> None:
         user_id = session.identity.user_id
-        was_admitted = self._is_admitted(session)
+        was_admitted = self.admissions.is_over(session)
         rooms = frozenset(self.rooms.names_of(session))
         self.rooms.leave_all(session)
         session.closed()
         self._sessions.remove(session)
         if self._registrar is not None:
             self._registrar.gone(session)
-        self._pending.discard(session)
+        self.admissions.forget(session)
         self.presence.unwatch(session)
         if rooms and user_room(user_id) not in self.rooms:
             self._directory.forget(user_id)
-        if was_admitted and self._is_only_one(session):
+        if was_admitted and self.admissions.is_only_one(session):
             self.neighbours.user_went(user_id, rooms)
         self.closes[reason] += 1
         self._log_life(session, CloseReason(reason), code)
@@ -851,7 +710,7 @@ class Gateway:
                 )
 
         rooms = self.rooms.names_of(session)
-        self._run(session, ask())
+        self.run(session, ask())
 
     def counted(self, process_id: str, room: str, members: int, frame: bytes) -> None:
         """See `bus.Receiver`."""
@@ -929,7 +788,11 @@ class Gateway:
         """How this process is."""
         if self._draining:
             return "unhealthy"
-        is_whole = self._directory.is_available and self._bus.is_available and not self._pending
+        is_whole = (
+            self._directory.is_available
+            and self._bus.is_available
+            and not self.admissions.are_pending
+        )
         return "healthy" if is_whole else "degraded"
 
     @property

@@ -129,6 +129,7 @@ class _Question:
     user_id: str
     character_id: int
     answer: asyncio.Future[frozenset[Group]] = field(repr=False)
+    tracked: _Tracked | None = field(repr=False)
 
 
 class SqliteDirectory:
@@ -217,23 +218,19 @@ class SqliteDirectory:
         """Tell from memory whether the user is banned."""
         return user_id in self._banned
 
-    async def groups_of(self, user_id: str, character_id: int) -> frozenset[Group]:
+    def groups_of(self, user_id: str, character_id: int) -> asyncio.Future[frozenset[Group]]:
         """Return the groups of a user; questions asked within a few milliseconds share a query."""
+        answer: asyncio.Future[frozenset[Group]] = asyncio.get_running_loop().create_future()
         if self._executor is None:
-            raise self._not_open()
-        loop = asyncio.get_running_loop()
-        question = _Question(user_id, character_id, loop.create_future())
+            answer.set_exception(self._not_open())
+            return answer
         tracked = self._tracked.get(user_id)
         if tracked is not None:
             tracked.asking += 1
-        self._questions.append(question)
+        self._questions.append(_Question(user_id, character_id, answer, tracked))
         if self._answerer is None:
             self._answerer = asyncio.create_task(self._answer(), name="directory-answer")
-        try:
-            return await question.answer
-        finally:
-            if tracked is not None:
-                tracked.asking -= 1
+        return answer
 
     async def refresh(self, user_ids: Iterable[str]) -> None:
         """Look at once, and tell the users' groups whether they changed or not."""
@@ -304,6 +301,9 @@ class SqliteDirectory:
                             question.answer.set_exception(_copy(error))
                 else:
                     self._hand_out(batch, found)
+                for question in batch:
+                    if question.tracked is not None:
+                        question.tracked.asking -= 1
         finally:
             self._answerer = None
 

@@ -304,7 +304,7 @@ class Node:
             and not gateway.core.owners()
             and len(gateway.rooms) == 0
             and not gateway._sessions
-            and not gateway._pending
+            and not gateway.admissions.are_pending
             and not gateway._tasks
             and not gateway.presence._watchers
             and not gateway.presence._watched

@@ -909,8 +909,8 @@ async def test_a_cancelled_question_disturbs_nobody(store: SqliteStore, path: st
     fill(store)
     async with running(path) as directory:
         directory.track("alice", 1)
-        given_up = asyncio.create_task(directory.groups_of("alice", 1))
-        other = asyncio.create_task(directory.groups_of("bob", 3))
+        given_up = asyncio.ensure_future(directory.groups_of("alice", 1))
+        other = asyncio.ensure_future(directory.groups_of("bob", 3))
         await asyncio.sleep(0)
         given_up.cancel()
         assert await other == {group(A)}
@@ -1100,7 +1100,7 @@ async def test_closed_directory_refuses_and_waiting_questions_end(
     with pytest.raises(DirectoryUnavailable, match="the directory is not open"):
         await directory.groups_of("bob", 3)
     await directory.start()
-    waiting = asyncio.create_task(directory.groups_of("bob", 3))
+    waiting = asyncio.ensure_future(directory.groups_of("bob", 3))
     await asyncio.sleep(0)
     await directory.close()
     await directory.close()

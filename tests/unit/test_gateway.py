@@ -8,16 +8,18 @@ import json
 import random
 import ssl
 from collections.abc import AsyncIterator, Callable
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import orjson
 import pytest
 
 from falcon_fast import gateway as module
+from falcon_fast.admission import ADMISSION_TIMEOUT
 from falcon_fast.auth import TokenVerifier
 from falcon_fast.bus import Target
 from falcon_fast.clock import rfc3339
 from falcon_fast.codes import CloseReason
+from falcon_fast.directory import Group
 from falcon_fast.errors import DirectoryUnavailable
 from falcon_fast.handshake import Accept, Endpoint, Refuse, Request, parse_head
 from falcon_fast.keys import KeySet
@@ -134,7 +136,7 @@ async def test_closing_ends_everything_and_may_be_done_twice(node: Node) -> None
     node.directory.hold()
     bob = node.dial("bob")
     await turns()
-    assert len(node.gateway._tasks) == 1
+    assert len(node.gateway.admissions._asked) == 1
     await node.gateway.close()
     await node.gateway.close()
     assert server.closed == 1
@@ -232,6 +234,52 @@ async def test_no_slot_is_left(
     assert bob.transport.aborted
     assert "no room for another connection" in caplog.text
     assert list(node.directory.tracked) == ["ann"]
+
+
+async def test_a_question_without_an_answer_is_given_up_in_its_turn(node: Node) -> None:
+    node.directory.hold()
+    ann = node.dial("ann")
+    await turns()
+    node.clock.advance(ADMISSION_TIMEOUT / 2)
+    bob = node.dial("bob")
+    gone = node.dial("gone")
+    await turns()
+    for client, waited in ((ann, ADMISSION_TIMEOUT / 2), (bob, ADMISSION_TIMEOUT / 2)):
+        assert [frame["data"].get("action") for frame in client.take()] == [None]
+        node.clock.advance(waited)
+        gone.leave()
+        await turns()
+        assert [frame["data"].get("action") for frame in client.take()] == ["rooms_pending"]
+    node.directory.release()
+    assert gone.closed is not None
+    await node.gateway.close()
+
+
+async def test_a_question_that_fails_when_the_node_has_closed(node: Node) -> None:
+    node.directory.hold()
+    ann = node.dial("ann")
+    await turns()
+    answer = node.gateway.admissions._asked[0][1]
+    assert ann.session is not None
+    node.gateway.admissions.close()
+    await turns()
+    assert answer.cancelled()
+    failed: asyncio.Future[frozenset[Group]] = asyncio.get_running_loop().create_future()
+    failed.set_exception(DirectoryUnavailable("too late"))
+    node.gateway.admissions._answered(ann.session, failed)
+    assert len(ann.take()) == 1
+
+
+async def test_rooms_that_cannot_be_entered_end_the_connection(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> NoReturn:
+        raise ValueError("a bug")
+
+    ann = node.dial("ann", FLEET)
+    monkeypatch.setattr(node.gateway.rooms, "join", broken)
+    await turns()
+    assert ann.closed == said(CloseReason.INTERNAL_ERROR)
 
 
 # --- pending rooms --------------------------------------------------------------------------------
@@ -444,8 +492,13 @@ async def test_z04_a_removal_while_other_nodes_are_asked_to_send(
 ) -> None:
     """Between the answer and the end of the admission a change is for the newcomer too."""
     asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    monkeypatch.setattr(node.bus, "follow", lambda name: asked if name == ROOM else None)
-    monkeypatch.setattr(node.gateway.rooms, "_opened", node.gateway._room_opened)
+    rooms = node.gateway.rooms
+    # Once the room is there, not before.
+    monkeypatch.setattr(
+        node.bus, "follow", lambda name: asked if name == ROOM and name in rooms else None
+    )
+    monkeypatch.setattr(rooms, "_opened", node.gateway._room_opened)
+    monkeypatch.setattr(node.gateway.admissions, "_alone", False)
     ann = node.dial("ann", FLEET, OTHER)
     await turns()
     assert ann.rooms == ["user:ann", ROOM, OTHER_ROOM]

@@ -38,7 +38,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("bus.redis_facts", "bus.redis_registry", "bus.redis_wire", "bus.shards"),
         *("revocations.memory", "revocations.redis", "revocations.sqlite"),
     ),
-    ("doorstep", "driver", "gateway", "memberships", "neighbours", "registrar", "upgrade"),
+    (
+        *("admission", "doorstep", "driver", "gateway", "memberships", "neighbours"),
+        *("registrar", "upgrade"),
+    ),
     ("crew", "listings", "metrics", "service"),
     (
         *("admin", "admin.app", "admin.cursors", "admin.examples", "admin.listener"),

@@ -7,12 +7,16 @@ import logging
 import os
 import socket
 import ssl
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from falcon_fast import upgrade as module
 from falcon_fast._core import Core
 from falcon_fast.codes import close_table
+from falcon_fast.doorstep import Doorstep, Visitor
 from falcon_fast.handshake import (
     NOT_FOUND,
     Accept,
@@ -25,7 +29,15 @@ from falcon_fast.handshake import (
 )
 from falcon_fast.handshake import upgrade as agree
 from falcon_fast.identity import Identity
-from falcon_fast.upgrade import LINGER, HeadReader, adopt, listen, plain_answer, server_port
+from falcon_fast.upgrade import (
+    LINGER,
+    HeadReader,
+    adopt,
+    listen,
+    plain_answer,
+    receive,
+    server_port,
+)
 
 from ..support.heads import BROWSERS, CHROMIUM_SUBPROTOCOL, MINIMAL, add, swap
 from ..support.loop import FakeTimeLoop, turns
@@ -124,6 +136,93 @@ class Visit:
     @property
     def status(self) -> int:
         return int(self.answer.split(b" ", 2)[1])
+
+
+# --- who comes with a head ------------------------------------------------------------------------
+
+
+class Guest(Visitor):
+    """A visitor whose other end is in our hands."""
+
+    __slots__ = ("client",)
+
+    def __init__(self) -> None:
+        server, self.client = socket.socketpair()
+        self.client.setblocking(False)
+        porch = SimpleNamespace(
+            greets=True,
+            loop=asyncio.get_running_loop(),
+            watch=lambda fd, visitor: True,
+            unwatch=lambda fd: None,
+        )
+        super().__init__(cast("Doorstep", porch), server.detach(), "192.0.2.7")
+
+    def close(self) -> None:
+        super().close()
+        self.client.close()
+
+
+@pytest.fixture
+async def guest() -> AsyncIterator[Guest]:
+    guest = Guest()
+    yield guest
+    guest.close()
+
+
+async def test_who_has_said_all_is_born_at_once(guest: Guest) -> None:
+    door = Door()
+    receive(door, asyncio.get_running_loop(), guest, MINIMAL + b"early")
+    ((accept, transport, early),) = door.births
+    assert (accept.remote_address, transport, early) == ("192.0.2.7", guest, b"early")
+    assert guest.answer.startswith(ACCEPTED)
+    assert door.waiting == 0
+    assert not guest.is_closing()
+
+
+async def test_who_is_refused_at_once_is_told_so_and_asked_about_once(guest: Guest) -> None:
+    door = Door()
+    door.verdict = draining(1.0)
+    receive(door, asyncio.get_running_loop(), guest, MINIMAL)
+    assert guest.client.recv(1000).startswith(b"HTTP/1.1 503 ")
+    assert guest.client.recv(1000) == b""
+    assert len(door.asked) == 1
+    assert door.refusals == ["draining"]
+
+
+@pytest.mark.parametrize("said", [None, MINIMAL[:-1]])
+async def test_who_is_slower_is_waited_for(guest: Guest, said: bytes | None) -> None:
+    door = Door()
+    receive(door, asyncio.get_running_loop(), guest, said)
+    assert door.births == []
+    assert door.waiting == 1
+    assert not guest.is_closing()
+    guest.client.send(MINIMAL[-1:] if said else MINIMAL)
+    guest.read()
+    assert len(door.births) == 1
+    assert door.waiting == 0
+
+
+async def test_who_comes_when_too_many_wait_is_let_go(guest: Guest) -> None:
+    door = Door()
+    door.max_waiting = 0
+    receive(door, asyncio.get_running_loop(), guest, MINIMAL)
+    assert guest.is_closing()
+    assert door.asked == []
+
+
+async def test_a_head_above_the_limit_that_came_at_once(guest: Guest) -> None:
+    door = Door()
+    door.policy = Policy(max_head_bytes=len(MINIMAL) - 1)
+    receive(door, asyncio.get_running_loop(), guest, MINIMAL)
+    assert guest.client.recv(1000).startswith(b"HTTP/1.1 431 ")
+
+
+async def test_who_cannot_be_born_is_let_go(guest: Guest, caplog: pytest.LogCaptureFixture) -> None:
+    door = Door()
+    door.broken = ValueError("a bug")
+    receive(door, asyncio.get_running_loop(), guest, MINIMAL)
+    assert guest.is_closing()
+    assert "could not be taken over" in caplog.text
 
 
 # --- heads ----------------------------------------------------------------------------------------
