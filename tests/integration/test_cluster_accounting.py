@@ -1,58 +1,30 @@
 """The accounts of a cluster under faults: nothing twice, nothing out of order, nothing in silence.
 
-The long versions, marked `slow`, run when their environment variable says so:
-
-    FALCON_LONG_FAULTS=1   outages as long as operators see them: 20 s and more
-    FALCON_KILLS=30        how often a node dies at a random moment, instead of three times
+Outages as long as operators see them, marked `slow`, run with FALCON_LONG_FAULTS=1.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from ..support.cluster import Cluster
 from ..support.fault_proxy import Side
-from ..support.ledger import Audit
 from ..support.original_node import CHANNELS
-from ..support.redis_server import RedisServer
 from ..support.server import eventually
-from ..support.witness import Crowd, Witness, away
+from ..support.witness import Crowd, away, crowd_on
 
 pytestmark = pytest.mark.integration
-
-KILLS = int(os.environ.get("FALCON_KILLS", "3"))
-
-_numbers = itertools.count(1)
 
 
 @pytest.fixture
 def crowd(cluster: Cluster) -> Iterator[Crowd]:
     """Two rooms with members on every node; one member on each node speaks in both."""
-    yield from crowd_on(cluster)
-
-
-def crowd_on(cluster: Cluster, *, interval: float = 0.01) -> Iterator[Crowd]:
-    number = next(_numbers)
-    characters = [100 * number + place for place in range(6)]
-    rooms = [cluster.group(f"{name} {number}", *characters) for name in ("Red", "Blue")]
-    with Crowd(interval=interval) as crowd:
-        for place, character in enumerate(characters):
-            node = cluster.nodes[place % len(cluster.nodes)]
-            client = node.connect(f"user-{character}", character)
-            witness = crowd.add(f"{node.name}-{place}", client)
-            assert sorted(witness.rooms) == sorted(rooms)
-        crowd.settle()
-        for witness in crowd.witnesses[: len(cluster.nodes)]:
-            crowd.speak(witness)
-        time.sleep(0.3)
+    with crowd_on(cluster) as crowd:
         yield crowd
 
 
@@ -68,11 +40,6 @@ def whole_again(cluster: Cluster, crowd: Crowd, *, within: float = 5.0) -> None:
 
     left = crowd.ledger.repairs[-1] + within - time.monotonic()
     eventually(is_whole, "every node is ready and subscribed again", max(0.1, left))
-
-
-def told(name: str, audit: Audit) -> None:
-    """Print the counts, for those who look at the long runs."""
-    print(f"\n{name}: {audit}")
 
 
 # ----------------------------------------------------------------------------- faults of links
@@ -249,7 +216,7 @@ def test_accounts(cluster: Cluster, crowd: Crowd, name: str) -> None:
     fault(cluster, crowd)
     whole_again(cluster, crowd)
     found = crowd.verdict()
-    told(name, found)
+    print(f"\n{name}: {found}")
     found.require(said=100, heard=600, **at_least)
     if name in {"undisturbed", "slow and sliced", "strange messages"}:
         assert found.counts["heard"] == found.counts["wanted"], found
@@ -280,63 +247,6 @@ def test_x02_long_outages(cluster: Cluster, crowd: Crowd, how: str, seconds: int
         time.sleep(seconds)
     whole_again(cluster, crowd)
     found = crowd.verdict()
-    told(f"{how} {seconds} s", found)
-    found.require(announced=1)
-
-
-# ------------------------------------------------------------------------------ deaths of nodes
-
-
-def test_p02_a_node_dies_at_any_moment(tmp_path: Path) -> None:
-    """Its clients know it by their connections; the others have each of its messages, or none."""
-    rng = random.Random(2)
-    total = Audit()
-    with RedisServer(tmp_path / "redis") as redis, Cluster(tmp_path, redis, 3) as cluster:
-        for _ in range(KILLS):
-            for crowd in crowd_on(cluster, interval=0.002):
-                time.sleep(rng.uniform(0.0, 0.5))
-                victim = cluster[rng.randrange(3)]
-                victim.kill()
-                eventually(
-                    lambda crowd=crowd, victim=victim: (
-                        not any(  # type: ignore[misc]
-                            one.is_connected for one in of_node(crowd, victim.name)
-                        )
-                    ),
-                    "its clients know",
-                )
-                time.sleep(0.1)
-                found = crowd.verdict()
-                found.require(said=30, heard=100)
-                total.counts.update(found.counts)
-            victim.restart()
-            eventually(lambda: all(node.readiness() == 200 for node in cluster), "all are ready")
-    told(f"{KILLS} deaths", total)
-    assert total.counts["heard"] > 100 * KILLS
-
-
-def of_node(crowd: Crowd, name: str) -> list[Witness]:
-    return [one for one in crowd.witnesses if one.name.startswith(f"{name}-")]
-
-
-def test_p08_nodes_are_restarted_one_after_the_other(tmp_path: Path) -> None:
-    """Nobody who stays misses anything, and who is sent away is told to come back."""
-    with RedisServer(tmp_path / "redis") as redis, Cluster(tmp_path, redis, 3) as cluster:
-        for crowd in crowd_on(cluster):
-            for node in cluster:
-                node.restart()
-                assert node.readiness() == 200
-                number = next(_numbers)
-                with cluster[0].server.store() as store:
-                    for room in crowd.witnesses[0].rooms:
-                        store.add_member(room.removeprefix("group:"), 90_000 + number)
-                client = node.connect(f"user-{90_000 + number}", 90_000 + number)
-                crowd.add(f"{node.name}-again", client, speaks=True)
-                time.sleep(0.5)
-            found = crowd.verdict()
-            told("rolling restart", found)
-            found.require(said=100, heard=300)
-            assert found.counts["announced"] == found.counts["ended"] == 0, found
-            for witness in crowd.witnesses[:6]:
-                assert witness.closed is not None
-                assert witness.closed[0] in {1001, 1012}
+    print(f"\n{how} {seconds} s: {found}")
+    # What is only held up for two seconds arrives after all.
+    found.require(announced=1 if seconds > 2 or how == "kill" else 0)

@@ -27,6 +27,12 @@ FUZZ_EXAMPLES = int(os.environ.get("FALCON_FUZZ_EXAMPLES", "0"))
 ALL_CASES = os.environ.get("FALCON_CONFORMANCE") == "all"
 """True for the whole of a protocol suite where usually a part of it has to do."""
 
+LONG_FAULTS = os.environ.get("FALCON_LONG_FAULTS") == "1"
+"""True where faults last as long as they do in life: for runs of many minutes."""
+
+KILLS = int(os.environ.get("FALCON_KILLS", "3"))
+"""How often a node of a cluster dies at a random moment."""
+
 
 def missing(what: str, *, hint: str = "") -> NoReturn:
     """Leave the test out, or fail it where everything must be there.

@@ -14,7 +14,7 @@ from .admin import Admin
 from .client import Client
 from .fault_proxy import FaultProxy
 from .redis_server import RedisServer
-from .server import ServerProcess, eventually
+from .server import SERVE, ServerProcess, eventually
 
 READY_TIMEOUT: Final = 30.0
 """Seconds until nodes that were started know of each other."""
@@ -36,12 +36,18 @@ class Node:
     """
 
     def __init__(
-        self, name: str, folder: Path, settings: dict[str, str], proxy: FaultProxy | None
+        self,
+        name: str,
+        folder: Path,
+        settings: dict[str, str],
+        proxy: FaultProxy | None,
+        program: Sequence[str] = SERVE,
     ) -> None:
         self.name = name
         self.proxy = proxy
         self._folder = folder
         self._settings = settings
+        self._program = program
         self._starts = 0
         self._admin: Admin | None = None
         self.server = self._start()
@@ -51,7 +57,7 @@ class Node:
         self._starts += 1
         folder = self._folder / f"{self.name}-{self._starts}"
         folder.mkdir()
-        return ServerProcess(folder, self._settings)
+        return ServerProcess(folder, self._settings, program=self._program)
 
     @property
     def is_running(self) -> bool:
@@ -137,6 +143,7 @@ class Cluster:
         own_settings: of single nodes, by their number.
         proxies: puts a proxy of its own between each node and Redis.
         url: the setting REDIS_URL, if it is not simply the server's.
+        program: arguments of the interpreter.
         wait: whether they must find each other before this returns.
 
     Attributes:
@@ -153,6 +160,7 @@ class Cluster:
         own_settings: Mapping[int, Mapping[str, str]] | None = None,
         proxies: bool = False,
         url: str | None = None,
+        program: Sequence[str] = SERVE,
         wait: bool = True,
     ) -> None:
         self.folder = folder
@@ -176,6 +184,7 @@ class Cluster:
                         **(own_settings or {}).get(place, {}),
                     },
                     proxy,
+                    program,
                 )
                 stack.callback(node.close)
                 return node

@@ -72,6 +72,7 @@ class Ledger:
     Attributes:
         repairs: when what was broken worked again.
         ends: when a connection was found to have been ended by the server.
+        quits: when a client ended his connection himself, while the others went on.
         refusals: messages whose senders were told that they were not sent to everybody.
     """
 
@@ -82,6 +83,7 @@ class Ledger:
         default_factory=lambda: defaultdict(list)
     )
     ends: dict[str, float] = field(default_factory=dict)
+    quits: dict[str, float] = field(default_factory=dict)
     repairs: list[float] = field(default_factory=list)
     refusals: set[tuple[str, str, int]] = field(default_factory=set)
 
@@ -115,11 +117,15 @@ class Ledger:
         """Write down that a connection was ended by the server, and with it every membership."""
         moment = _at(at)
         self.ends[name] = moment
-        self.quit(name, moment)
+        self._end_stays(name, moment)
 
     def quit(self, name: str, at: float | None = None) -> None:
-        """Write down that a client has left by himself, which excuses nobody for anything."""
+        """Write down that a client has left by himself: he cannot be told of anything any more."""
         moment = _at(at)
+        self.quits[name] = moment
+        self._end_stays(name, moment)
+
+    def _end_stays(self, name: str, moment: float) -> None:
         for (receiver, _), stays in list(self.stays.items()):
             if receiver == name:
                 stays[-1].end = min(stays[-1].end, moment)
@@ -167,8 +173,9 @@ COUNTS: Final = (
     "said",
     "untaken",
     "refused",
-    # Deliveries: wanted, made; missing and announced; missing since the receiver's own connection
-    # ended; the last ones of a sender whose connection ended, announced and not.
+    # Deliveries: wanted, made; missing and announced; missing since the receiver's own connection,
+    # or membership, ended before he had to be told; the last ones of a sender whose connection
+    # ended, announced and not.
     "wanted",
     "heard",
     "announced",
@@ -260,12 +267,13 @@ class _Auditor:
             if self._is_untaken(said):
                 continue
             for receiver, stays in members[said.room]:
-                if not any(stay.begin < said.at < stay.end - SETTLED for stay in stays):
+                stay = next((s for s in stays if s.begin < said.at < s.end - SETTLED), None)
+                if stay is None:
                     continue
                 self.result.counts["wanted"] += 1
                 key = (receiver, said.sender, said.room)
                 if said.number not in heard.get(key, ()):
-                    self._check_loss(receiver, said)
+                    self._check_loss(receiver, said, stay.end)
 
     def _is_untaken(self, said: Said) -> bool:
         """Whether a server never got hold of a message, or has told its sender of the failure."""
@@ -282,13 +290,15 @@ class _Auditor:
         self.result.counts["untaken"] += 1
         return True
 
-    def _check_loss(self, receiver: str, said: Said) -> None:
+    def _check_loss(self, receiver: str, said: Said, left: float) -> None:
         counts = self.result.counts
         deadline = self._deadline(said.at)
         if self._was_told(receiver, said, deadline):
             counts["announced"] += 1
             return
-        if self.ledger.ends.get(receiver, float("inf")) <= deadline:
+        never = float("inf")
+        end = min(self.ledger.ends.get(receiver, never), self.ledger.quits.get(receiver, never))
+        if min(end, left) <= deadline:
             counts["ended"] += 1
             return
         what = f"{receiver} missed {said.sender} #{said.number} in {said.room}"
@@ -315,9 +325,14 @@ class _Auditor:
         )
 
     def _is_unfinished(self, receiver: str, said: Said) -> bool:
-        """Whether it is one of the last things a sender said before his connection ended."""
+        """Whether it is one of the last things a sender said before his connection ended.
+
+        Either just before, or with his knowledge that it was not sent to everybody: a node that
+        was cut off and dies before it is back can tell nobody else.
+        """
         end = self.ledger.ends.get(said.sender)
-        if end is None or said.at < end - SETTLED:
+        is_known = (said.sender, said.room, said.number) in self.ledger.refusals
+        if end is None or (said.at < end - SETTLED and not is_known):
             return False
         stream = self.streams.get((receiver, said.sender, said.room), [])
         return all(one.number < said.number for one in stream)

@@ -6,10 +6,11 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Self
 
 from .client import DEADLINE, Client, Closed, Ended, Message
+from .cluster import Cluster
 from .ledger import ANNOUNCED_WITHIN, Audit, Ledger, audit
 from .server import eventually
 
@@ -262,6 +263,29 @@ def away(begin: Callable[[], object], end: Callable[[], object], ledger: Ledger)
         ledger.repair()
 
 
-def names(witnesses: Iterable[Witness]) -> list[str]:
-    """Return the names of witnesses, for messages of failures."""
-    return [witness.name for witness in witnesses]
+_crowds = itertools.count(1)
+
+
+@contextlib.contextmanager
+def crowd_on(cluster: Cluster, *, interval: float = 0.01) -> Iterator[Crowd]:
+    """Gather a crowd: two rooms, two members of both on each node, of whom one speaks.
+
+    Args:
+        cluster: where they are connected.
+        interval: seconds between two messages of one speaker.
+    """
+    number = next(_crowds)
+    places = range(2 * len(cluster.nodes))
+    characters = [100 * number + place for place in places]
+    rooms = [cluster.group(f"{name} {number}", *characters) for name in ("Red", "Blue")]
+    with Crowd(interval=interval) as crowd:
+        for place, character in zip(places, characters, strict=True):
+            node = cluster.nodes[place % len(cluster.nodes)]
+            client = node.connect(f"user-{character}", character)
+            witness = crowd.add(f"{node.name}-{place}", client)
+            assert sorted(witness.rooms) == sorted(rooms)
+        crowd.settle()
+        for witness in crowd.witnesses[: len(cluster.nodes)]:
+            crowd.speak(witness)
+        time.sleep(0.3)
+        yield crowd

@@ -108,9 +108,13 @@ def test_what_was_said_just_before_somebody_left_need_not_reach_him() -> None:
     found = audit(ledger)
     found.require(wanted=8)
     assert found.counts["wanted"] == 8
-    ledger = without(spoken(), 2, 3, 4)
-    ledger.leave("bob", ROOM, 13.9)
-    assert kinds(ledger) == ["silent"]
+
+
+@pytest.mark.parametrize("at, faults", [(16.9, []), (17.1, ["silent"])])
+def test_who_is_no_member_any_more_need_not_be_told(at: float, faults: list[str]) -> None:
+    ledger = without(spoken(), 2)
+    ledger.leave("bob", ROOM, at)
+    assert kinds(ledger) == faults
 
 
 def test_what_was_said_before_somebody_came_is_not_wanted() -> None:
@@ -210,6 +214,12 @@ def early(ledger: Ledger) -> Ledger:
     return ledger
 
 
+def known(ledger: Ledger) -> Ledger:
+    for number in (3, 4):
+        ledger.refuse("ann", ROOM, number)
+    return early(ledger)
+
+
 def gap(ledger: Ledger) -> Ledger:
     ledger.hear("bob", "ann", ROOM, 4, 14.6)
     return ledger
@@ -222,7 +232,7 @@ def alive(ledger: Ledger) -> Ledger:
 
 @pytest.mark.parametrize(
     "spoil, faults",
-    [(early, ["silent"]), (gap, ["silent"]), (alive, ["silent", "silent"])],
+    [(early, ["silent"]), (known, []), (gap, ["silent"]), (alive, ["silent", "silent"])],
 )
 def test_the_last_messages_of_a_sender_that_ended(
     spoil: Callable[[Ledger], Ledger], faults: list[str]
@@ -252,10 +262,11 @@ def test_an_end_ends_all_memberships() -> None:
     assert [stays[0].end for stays in ledger.stays.values()] == [3.0, 2.0]
 
 
-def test_who_leaves_by_himself_still_had_to_be_told() -> None:
+@pytest.mark.parametrize("at, faults", [(16.9, []), (17.1, ["silent"])])
+def test_who_leaves_by_himself_can_be_told_until_then(at: float, faults: list[str]) -> None:
     ledger = without(spoken(), 2)
-    ledger.quit("bob", 15.5)
-    assert kinds(ledger) == ["silent"]
+    ledger.quit("bob", at)
+    assert kinds(ledger) == faults
     ledger.tell("bob", None, 15.4)
     assert kinds(ledger) == []
 
