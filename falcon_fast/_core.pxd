@@ -22,8 +22,6 @@ cdef struct Assembly:
     uint8_t mask[4]
     uint64_t arrived            # payload octets of the current frame that were taken
     uint64_t missing            # payload octets of the current frame still to come
-    uint8_t control[125]
-    uint8_t pong[125]           # the answer owed to the latest ping while the queue is full
     uint8_t pong_size
     bint pong_owed
     uint8_t message_opcode      # 0 while no data message is in progress
@@ -33,6 +31,8 @@ cdef struct Assembly:
     uint8_t *data
     size_t size
     size_t capacity
+    uint8_t control[125]        # from here on nothing is zero at first
+    uint8_t pong[125]           # the answer owed to the latest ping while the queue is full
 
 
 cdef struct Block:

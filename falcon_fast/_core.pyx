@@ -131,6 +131,7 @@ cdef enum:
     GRACE_MS = 5000             # after which nobody is called silent before its input was read
     REFUSING_GAP_MS = 1000      # refusals further apart than this are not one flood
     REFUSING_LIMIT_MS = 10000   # a flood that lasts this long ends the connection
+    LEAST_MESSAGE = 256         # octets made room for when a message does not come in one piece
     TRANSPORT_HIGH = 65536      # octets an asyncio transport may hold before it is our queue's turn
     PONGS_PER_READ = 15         # pings of one read answered one by one; of the rest, only the last
     ALL = 0                     # the room every connection is in

@@ -283,7 +283,7 @@ cdef class _Input(_End):
                 return self._close(slot, INVALID_PAYLOAD)
             if assembly.size + size > assembly.capacity:
                 # Memory follows what has arrived, never what a header promises.
-                capacity = max(assembly.size + size, assembly.capacity * 2)
+                capacity = max(assembly.size + size, assembly.capacity * 2, <size_t>LEAST_MESSAGE)
                 grown = <uint8_t *>realloc(assembly.data, capacity)
                 if grown == NULL:
                     raise MemoryError("no memory for a message")

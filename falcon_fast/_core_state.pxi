@@ -1,10 +1,12 @@
 # What a core consists of: its attributes, the memory behind them, the slots and the handles.
 
 cdef Assembly *new_assembly(Conn *conn) except NULL:
-    conn.assembly = <Assembly *>calloc(1, sizeof(Assembly))
-    if conn.assembly == NULL:
+    cdef Assembly *assembly = <Assembly *>malloc(sizeof(Assembly))
+    if assembly == NULL:
         raise MemoryError("no memory for a message")
-    return conn.assembly
+    memset(assembly, 0, <size_t>(&assembly.control[0] - <uint8_t *>assembly))
+    conn.assembly = assembly
+    return assembly
 
 
 cdef void free_assembly(Conn *conn) noexcept:
