@@ -668,6 +668,30 @@ async def test_a_closed_session_stays_closed_for_its_first_reason(node: Node) ->
     assert ann.take() == []
 
 
+async def test_what_a_session_remembers_is_the_same_fresh_and_packed(node: Node) -> None:
+    ann = node.dial("ann", FLEET, character_id=2**40)
+    session = ann.session
+    known = session.identity, session.created_at, session.remote_address, session.character_id
+    records = [session.record]
+    await turns()
+    records.append(session.record)
+    assert [record is None for record in records] == [True, False]
+    assert known == (
+        *(session.identity, session.created_at),
+        *(session.remote_address, session.character_id),
+    )
+    assert known[0].user_id == "ann"
+    assert known[1:] == (node.clock.time(), session.remote_address, 2**40)
+
+
+async def test_a_session_without_its_record_says_so(node: Node) -> None:
+    session = (await node.connect("ann")).session
+    record, session.record = session.record, None
+    with pytest.raises(RuntimeError, match="not fresh"):
+        _ = session.identity
+    session.record = record
+
+
 async def test_a_bug_in_a_handler_ends_only_that_connection(
     node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
