@@ -101,6 +101,13 @@ cdef extern from "_native.h" nogil:      # what <zlib.h> declares, ZLIB_CONST de
     int c_inflate "inflate" (z_stream *stream, int flush)
     int inflateEnd(z_stream *stream)
 
+cdef extern from "<math.h>" nogil:
+    long long llrint(double number)
+
+cdef extern from "Python.h":
+    str PyUnicode_New(Py_ssize_t size, Py_UCS4 largest)
+    void *PyUnicode_1BYTE_DATA(str text)
+
 cdef extern from "<sys/socket.h>" nogil:
     const int SHUT_WR
     int c_shutdown "shutdown" (int fd, int how)

@@ -9,8 +9,6 @@ cdef extern from "<string.h>" nogil:
 
 cdef extern from "Python.h":
     Py_ssize_t PyList_GET_SIZE(list found)
-    str PyUnicode_New(Py_ssize_t size, Py_UCS4 largest)
-    void *PyUnicode_1BYTE_DATA(str text)
 
 # Whether an octet may be part of a name: letters, digits, hyphen, underscore and colon.
 cdef uint8_t[256] _NAME

@@ -62,6 +62,15 @@ cdef str id_text(const uint8_t *octets):
     return text
 
 
+def new_id() -> str:
+    """Return a uuid4 (RFC 9562 section 5.4): 122 random bits that nobody can guess."""
+    cdef bytes octets = os.urandom(ID_OCTETS)
+    cdef uint8_t *random = <uint8_t *>PyBytes_AS_STRING(octets)
+    random[6] = 0x40 | random[6] & 0x0f
+    random[8] = 0x80 | random[8] & 0x3f
+    return id_text(random)
+
+
 def squeeze(*facts: str | int | None) -> bytes:
     """Return facts as octets, for `stretch` in this process; an id takes half of its text.
 

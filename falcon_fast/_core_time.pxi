@@ -58,3 +58,53 @@ cdef class _Time(_State):
         if conn.wheel_next >= 0:
             self.conns[conn.wheel_next].wheel_previous = conn.wheel_previous
         conn.wheel_bucket = -1
+
+
+cdef inline void put_digits(uint8_t *end, uint32_t number, int digits) noexcept nogil:
+    """Write a number in front of a place, with leading zeros."""
+    cdef int i
+    for i in range(1, digits + 1):
+        end[-i] = <uint8_t>(0x30 + number % 10)
+        number //= 10
+
+
+def rfc3339(unix: float) -> str:
+    """Format a time as RFC 3339 in UTC with microseconds: ``2026-01-02T03:04:05.123456Z``.
+
+    Args:
+        unix: Seconds since 1970 UTC, before the year 10000.
+
+    Returns:
+        27 ASCII characters, so that sorting the strings sorts the times.
+
+    Raises:
+        ValueError: The time is before 1970, after 9999, or not a number.
+    """
+    cdef double seconds = unix
+    cdef int64_t microseconds
+    cdef uint32_t day, second, era_day, era, year_of_era, day_of_year, shifted
+    cdef str text
+    cdef uint8_t *out
+    if not 0.0 <= seconds < 253402300800.0:
+        raise ValueError("time is outside the years 1970 to 9999")
+    microseconds = llrint(seconds * 1000000.0)
+    second = <uint32_t>(microseconds // 1000000 % 86400)
+    # Days since 1 March of the year 0, whose leap days come last: 400 years have 146 097 days, and
+    # months from March on have (153 m + 2) / 5 days before them.
+    day = <uint32_t>(microseconds // 86400000000) + 719468
+    era = day // 146097
+    era_day = day % 146097
+    year_of_era = (era_day - era_day // 1460 + era_day // 36524 - era_day // 146096) // 365
+    day_of_year = era_day - (365 * year_of_era + year_of_era // 4 - year_of_era // 100)
+    shifted = (5 * day_of_year + 2) // 153
+    text = PyUnicode_New(27, 127)
+    out = <uint8_t *>PyUnicode_1BYTE_DATA(text)
+    memcpy(out, b"0000-00-00T00:00:00.000000Z", 27)
+    put_digits(out + 4, year_of_era + era * 400 + (shifted >= 10), 4)
+    put_digits(out + 7, shifted + 3 if shifted < 10 else shifted - 9, 2)
+    put_digits(out + 10, day_of_year - (153 * shifted + 2) // 5 + 1, 2)
+    put_digits(out + 13, second // 3600, 2)
+    put_digits(out + 16, second // 60 % 60, 2)
+    put_digits(out + 19, second % 60, 2)
+    put_digits(out + 26, <uint32_t>(microseconds % 1000000), 6)
+    return text

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Final, TypeAlias, cast
 
-from falcon_fast._core import squeeze, stretch
+from falcon_fast._core import new_id, squeeze, stretch
 
 __all__ = ["Identity", "new_id", "packed_character", "unpack"]
 
 
 MAX_NAME_CHARACTERS: Final = 256
 """Of a character's name."""
-
-
-def new_id() -> str:
-    """Return a uuid4 (RFC 9562 section 5.4): 122 random bits that nobody can guess."""
-    digits = os.urandom(16).hex()
-    # `uuid` makes an object of it first, which each new connection would pay for.
-    variant = "89ab"[int(digits[16], 16) & 3]
-    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
 _CHARACTER_BYTES: Final = 8

@@ -142,7 +142,8 @@ class Rooms(Generic[MemberT]):
             user_id: for a personal room, whose it is: kept instead of the name.
         """
         core = self._core
-        number = self._numbers.get(_key(name))
+        key = _key(name) if user_id is None else user_id
+        number = self._numbers.get(key)
         if number is not None and core.is_member(member.conn, number):
             self._retitle(number, title)
             return Joined.ALREADY
@@ -151,7 +152,6 @@ class Rooms(Generic[MemberT]):
         now = self._clock.time()
         if number is None:
             number = core.open_room()
-            key = _key(name) if user_id is None else user_id
             self._numbers[key] = number
             self._keys.extend([None] * (number + 1 - len(self._keys)))
             self._times.extend([0.0] * (2 * len(self._keys) - len(self._times)))
@@ -160,11 +160,13 @@ class Rooms(Generic[MemberT]):
             self._retitle(number, title)
             if self._opened is not None:
                 self._opened(name)
+            if not self._alone:
+                self._tell(name, "member_joined", member, 1, self._count_elsewhere(number), now)
         else:
             self._retitle(number, title)
-        # Before the join, so that the newcomer does not hear of itself.
-        here, elsewhere = core.member_count(number) + 1, self._count_elsewhere(number)
-        self._tell(name, "member_joined", member, here, elsewhere, now)
+            # Before the join, so that the newcomer does not hear of itself.
+            here, elsewhere = core.member_count(number) + 1, self._count_elsewhere(number)
+            self._tell(name, "member_joined", member, here, elsewhere, now)
         core.join(member.conn, number)
         self._times[2 * number + 1] = now
         if self._touched is not None:

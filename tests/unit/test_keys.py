@@ -716,3 +716,8 @@ def test_keys_as_the_settings_say(tmp_path: Path) -> None:
     assert isinstance(keys_of(Settings(jwt_secret="x" * 32)), SharedSecret)
     with pytest.raises(SettingsError, match="No such file"):
         keys_of(Settings(jwt_public_key=str(tmp_path / "none"), jwt_algorithms=("ES256",)))
+
+
+@given(st.binary(max_size=150), st.binary(max_size=300))
+def test_our_mac_is_hmac(key: bytes, text: bytes) -> None:
+    assert keys._Mac(key).digest(text) == hmac.digest(key, text, "sha256")
