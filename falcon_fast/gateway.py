@@ -385,6 +385,7 @@ class Gateway:
             verify=self._verifier.verify,
             is_banned=self._directory.is_banned,
             peer_ip=peer_ip,
+            address=address,
         )
 
     def answer(self, endpoint: Endpoint) -> bytes:
