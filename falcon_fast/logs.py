@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -129,6 +130,26 @@ class Sampler(logging.Filter):
         return True
 
 
+class _GivenUp(logging.Filter):
+    """Leaves out what uvloop says of TLS handshakes that were given up in the middle.
+
+    It closes the connection, then tries to write to it once more, and reports that with a
+    traceback; or it reports how a handshake ended for which nobody waits any more. Whoever has
+    given it up, for a deadline that has passed, says so in a line of his own.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether the line is to be written."""
+        if record.name != "asyncio" or not record.exc_info:
+            return True
+        error, text = record.exc_info[1], record.getMessage()
+        if text.startswith("Fatal error on SSL protocol"):
+            return not (isinstance(error, RuntimeError) and "handler is closed" in str(error))
+        if text.startswith("Future exception was never retrieved"):
+            return not isinstance(error, ssl.SSLError)
+        return True
+
+
 class _Signature(logging.Filter):
     """Says in each line which process wrote it."""
 
@@ -216,6 +237,7 @@ def set_up_logging(
     handler.setFormatter(
         JsonFormatter(redact) if log_format == "json" else ConsoleFormatter(redact)
     )
+    handler.addFilter(_GivenUp())
     handler.addFilter(Sampler())
     if process_id is not None:
         handler.addFilter(_Signature(process_id))

@@ -476,9 +476,7 @@ def test_x16_wrong_logins_fail_closed_and_are_not_told(
         with node_on(tmp_path / name, urls[name]) as server:
             time.sleep(1.0)
             told = server.log() + json.dumps(server.status())
-            # uvloop itself reports what it cannot write to a TLS connection that Redis has closed.
-            ours = [r for r in server.records() if r["logger"].startswith("falcon_fast")]
-            assert not [record for record in ours if "exception" in record]
+            assert not [record for record in server.records() if "exception" in record]
             return server.get("/readyz").status, server.status()["status"], told
 
     with ThreadPoolExecutor() as pool:

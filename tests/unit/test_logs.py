@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import re
+import ssl
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -360,6 +361,32 @@ def test_errors_are_sampled() -> None:
             logging.getLogger("falcon_fast.x").error("again")
     # Twice as many if a second ends meanwhile.
     assert stream.getvalue().count("\n") in (10, 20)
+
+
+CLOSED: Final = "unable to perform operation on <TCPTransport closed=True>; the handler is closed"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error", "is_written"),
+    [
+        ("asyncio", "Fatal error on SSL protocol\nprotocol: …", RuntimeError(CLOSED), False),
+        ("asyncio", "Future exception was never retrieved", ssl.SSLError(1, "[SSL] no"), False),
+        ("asyncio", "Fatal error on SSL protocol\nprotocol: …", RuntimeError("other"), True),
+        ("asyncio", "Fatal error on SSL protocol\nprotocol: …", OSError(CLOSED), True),
+        ("asyncio", "Future exception was never retrieved", RuntimeError(CLOSED), True),
+        ("asyncio", "Exception in callback", RuntimeError(CLOSED), True),
+        ("falcon_fast.x", "Fatal error on SSL protocol", RuntimeError(CLOSED), True),
+        ("asyncio", "Fatal error on SSL protocol", None, True),
+    ],
+)
+def test_x16_a_tls_handshake_that_was_given_up_is_told_once(
+    name: str, text: str, error: Exception | None, is_written: bool
+) -> None:
+    stream = io.StringIO()
+    with bare_root():
+        set_up_logging(log_format="json", stream=stream)
+        logging.getLogger(name).error(text, exc_info=error)
+    assert bool(stream.getvalue()) is is_written
 
 
 def test_each_line_of_a_process_says_which_it_is() -> None:
