@@ -7,6 +7,7 @@ address or a key of its own. PyJWT reads the keys and computes; its client for k
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import hmac
 import os
@@ -191,7 +192,7 @@ class PublicKey:
     name: str | None = None
 
 
-class _PublicKeys:
+class _PublicKeys(abc.ABC):
     """Signatures of one asymmetric family; who inherits says which keys a token may mean."""
 
     __slots__ = ("_algorithms", "_headers")
@@ -222,8 +223,9 @@ class _PublicKeys:
         kid = members.get("kid")
         return name, kid if isinstance(kid, str) and len(kid) <= MAX_KEY_ID_CHARACTERS else None
 
+    @abc.abstractmethod
     def _candidates(self, name: str, kid: str | None) -> Iterable[_Key]:
-        raise NotImplementedError
+        """Return the keys that a token with an algorithm and a key id may be signed with."""
 
 
 class PinnedKeys(_PublicKeys):
