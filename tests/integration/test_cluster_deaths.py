@@ -253,7 +253,9 @@ def test_p02_a_node_dies_at_any_moment(cluster: Cluster) -> None:
 # ------------------------------------------------------------------------------- standing still
 
 
-@pytest.mark.parametrize("seconds", [5, 40, 90] if LONG_FAULTS else [7])
+# After much longer, what waited for the sleeper's clients is more than their queues hold: they are
+# closed as slow (4000) and come again, which is another test's subject.
+@pytest.mark.parametrize("seconds", [5, 40] if LONG_FAULTS else [7])
 def test_p04_a_node_stands_still_and_goes_on(cluster: Cluster, seconds: int) -> None:
     """It was buried meanwhile. It comes back as what it is, and nobody is there twice."""
     number = next(_numbers)
