@@ -106,7 +106,11 @@ class Admissions:
             return
         # Nobody else has to be waited for: a task for each of a storm's clients would be most of
         # what its admission costs.
-        answer = self._ask(session)
+        try:
+            answer = self._ask(session)
+        except Exception as error:  # of a directory that is not ours
+            self._host.failed(session, error)
+            return
         answer.add_done_callback(functools.partial(self._answered, session))
         asked = self._asked
         while asked and asked[0][1].done():

@@ -270,6 +270,18 @@ async def test_a_question_that_fails_when_the_node_has_closed(node: Node) -> Non
     assert len(ann.take()) == 1
 
 
+async def test_a_directory_that_fails_to_take_a_question_ends_the_connection(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> NoReturn:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(node.directory, "groups_of", broken)
+    ann = node.dial("ann")
+    await turns()
+    assert ann.closed == said(CloseReason.INTERNAL_ERROR)
+
+
 async def test_rooms_that_cannot_be_entered_end_the_connection(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
