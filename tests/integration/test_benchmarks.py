@@ -335,3 +335,33 @@ def test_quick_bus_compares_three_ways_to_take_a_message(tmp_path: Path) -> None
     assert ways == {"falcon_fast", "redis-py listen()", "hiredis alone"}
     assert result["figures"]["publishing"]["writes"] == 1
     assert set(result["figures"]["latency"]) == {"same node", "other node"}
+
+
+def test_a_server_ends_with_the_peer_that_runs_it(tmp_path: Path) -> None:
+    """Left behind, it would take its share of the CPU in the runs that follow."""
+    program = tmp_path / "server.py"
+    program.write_text(
+        "import os, socket, sys\n"
+        f"with open({str(tmp_path / 'pid')!r}, 'w') as file: file.write(str(os.getpid()))\n"
+        "listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n"
+        "while True: listener.accept()\n"
+    )
+    peer = (
+        "import sys\n"
+        "from benchmarks.macro.peers.external import host\n"
+        f"host(lambda port: [sys.executable, {str(program)!r}, str(port)], dict)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", peer],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert b"ready" in process.stdout.readline()
+        server = int((tmp_path / "pid").read_text())
+        os.kill(server, 0)
+        process.terminate()
+        assert process.wait(10) == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(server, 0)

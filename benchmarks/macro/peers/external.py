@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -47,6 +48,8 @@ def host(
     except PeerMissing as missing:
         control.say("missing", reason=str(missing))
         return
+    # The harness says the end with a signal too, which by itself would leave the server behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     server = subprocess.Popen(
         arguments,
         stdin=subprocess.DEVNULL,
