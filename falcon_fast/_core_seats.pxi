@@ -64,11 +64,12 @@ cdef str id_text(const uint8_t *octets):
 
 def new_id() -> str:
     """Return a uuid4 (RFC 9562 section 5.4): 122 random bits that nobody can guess."""
-    cdef bytes octets = os.urandom(ID_OCTETS)
-    cdef uint8_t *random = <uint8_t *>PyBytes_AS_STRING(octets)
-    random[6] = 0x40 | random[6] & 0x0f
-    random[8] = 0x80 | random[8] & 0x3f
-    return id_text(random)
+    cdef bytes random = os.urandom(ID_OCTETS)
+    cdef uint8_t octets[ID_OCTETS]
+    memcpy(octets, PyBytes_AS_STRING(random), ID_OCTETS)
+    octets[6] = 0x40 | octets[6] & 0x0f
+    octets[8] = 0x80 | octets[8] & 0x3f
+    return id_text(octets)
 
 
 def squeeze(*facts: str | int | None) -> bytes:

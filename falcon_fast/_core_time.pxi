@@ -1,5 +1,5 @@
-# The clock, and a wheel of timers: a connection is in the bucket of the earliest thing that may come
-# due for it. What is done then, `Core._due` decides.
+# The clock, how a time is written, and a wheel of timers: a connection is in the bucket of the
+# earliest thing that may come due for it. What is done then, `Core._due` decides.
 
 cdef class _Time(_State):
     """The clock and the timer wheel."""

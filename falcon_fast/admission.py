@@ -134,18 +134,18 @@ class Admissions:
 
     # ------------------------------------------------------------------------------ how far it is
 
-    def is_over(self, session: Session) -> bool:
+    def is_admitted(self, session: Session) -> bool:
         """Tell whether a connection is in its rooms and has been told so."""
         return session.state is State.OPEN and session not in self._pending
 
     def is_settled(self, session: Session) -> bool:
         """Tell whether a connection has been put into its rooms: a change is for it too."""
-        return self.is_over(session) or session in self._entered
+        return self.is_admitted(session) or session in self._entered
 
     def is_only_one(self, session: Session) -> bool:
         """Tell whether no other connection of its user is admitted."""
         others = self._host.rooms.members(user_room(session.identity.user_id))
-        return not any(self.is_over(other) for other in others if other is not session)
+        return not any(self.is_admitted(other) for other in others if other is not session)
 
     # ----------------------------------------------------------------------------- on a lone node
 
@@ -168,7 +168,7 @@ class Admissions:
             except Exception as failure:
                 self._host.failed(session, failure)
         elif isinstance(error, DirectoryUnavailable | TimeoutError):
-            _are_unknown(session, error)
+            _log_unknown(session, error)
             if session.state is not State.CLOSED:
                 self._open_pending(session)
                 self._host.run(session, self._admit_in_the_end(session))
@@ -310,7 +310,7 @@ class Admissions:
             async with asyncio.timeout(ADMISSION_TIMEOUT):
                 return await self._ask(session)
         except (DirectoryUnavailable, TimeoutError) as error:
-            _are_unknown(session, error)
+            _log_unknown(session, error)
             return None
 
     def _open_pending(self, session: Session) -> None:
@@ -345,7 +345,7 @@ def _by_id(group: Group) -> str:
     return group.id
 
 
-def _are_unknown(session: Session, error: BaseException) -> None:
+def _log_unknown(session: Session, error: BaseException) -> None:
     log.warning(
         "groups are not known yet",
         extra={"connection_id": session.id, "error": str(error) or type(error).__name__},

@@ -29,7 +29,7 @@ ACCEPTS_PER_WAKE: Final = 64
 EVENTS_PER_WAKE: Final = 64
 
 READ_SIZE: Final = 65_536
-"""Octets one read may bring: the rest of a head, and what a hasty client sent behind it."""
+"""Octets one read may bring: a head, and what a hasty client sent behind it."""
 
 OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 

@@ -385,7 +385,6 @@ class Gateway:
             verify=self._verifier.verify,
             is_banned=self._directory.is_banned,
             peer_ip=peer_ip,
-            address=address,
         )
 
     def answer(self, endpoint: Endpoint) -> bytes:
@@ -533,7 +532,7 @@ class Gateway:
     def rooms_of_user(self, user_id: str) -> frozenset[str] | None:
         """See `neighbours.Host`."""
         for session in self.rooms.members(user_room(user_id)):
-            if self.admissions.is_over(session):
+            if self.admissions.is_admitted(session):
                 return frozenset(self.rooms.names_of(session))
         return None
 
@@ -591,7 +590,7 @@ class Gateway:
 
     def _on_close(self, session: Session, reason: int, code: int) -> None:
         user_id = session.identity.user_id
-        was_admitted = self.admissions.is_over(session)
+        was_admitted = self.admissions.is_admitted(session)
         rooms = frozenset(self.rooms.names_of(session))
         self.rooms.leave_all(session)
         session.closed()

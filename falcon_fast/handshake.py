@@ -257,7 +257,6 @@ def decide(
     verify: Callable[[str], Identity],
     is_banned: Callable[[str], bool],
     peer_ip: str,
-    address: str | None = None,
 ) -> Accept | Refuse:
     """Decide about a request to the WebSocket path.
 
@@ -267,7 +266,6 @@ def decide(
         verify: Turns a token into an identity; raises AuthError, and nothing else.
         is_banned: Tells whether a user id is banned.
         peer_ip: The address of the socket's other end.
-        address: What :func:`client_address` says of it, if that is known.
     """
     identity = authenticate(request, policy, verify=verify, is_banned=is_banned)
     if isinstance(identity, Refuse):
@@ -280,7 +278,7 @@ def decide(
         identity,
         key,
         subprotocol,
-        client_address(request, peer_ip, policy) if address is None else address,
+        client_address(request, peer_ip, policy),
         extension(request, policy),
     )
 
@@ -420,10 +418,6 @@ def _find_token(request: Request, policy: Policy) -> tuple[str, bool] | Refuse:
 
 def bearer_token(credentials: str) -> str | None:
     """Return the token of an Authorization header, or None if it is of another kind."""
-    if credentials.startswith("Bearer "):  # how nearly everybody spells it
-        token = credentials[7:]
-        if token and not (" " in token or "," in token or "\t" in token):
-            return token
     match = _BEARER.fullmatch(credentials)
     return None if match is None else match[1]
 

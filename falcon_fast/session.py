@@ -241,7 +241,7 @@ class Session(Seat):
         if self.state is not State.ADMITTING:
             return
         self.state = State.OPEN
-        self.identity = self.identity
+        self.identity = self.identity  # packs what it remembers: from now on it is seldom asked
         if pending:
             self.send(envelope.rooms_pending(now=self._host.clock.time()))
         else:

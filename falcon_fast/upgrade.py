@@ -27,7 +27,7 @@ from picows.picows import WSAutoPingStrategy, WSProtocol  # type: ignore[attr-de
 
 from falcon_fast._core import Core
 from falcon_fast.deflate import Deflate
-from falcon_fast.doorstep import Doorstep, Guest, Visitor
+from falcon_fast.doorstep import READ_SIZE, Doorstep, Guest, Visitor
 from falcon_fast.handshake import (
     INTERNAL_ERROR,
     Accept,
@@ -41,9 +41,6 @@ from falcon_fast.handshake import (
 from falcon_fast.head import BAD_HEAD, HEAD_TOO_LARGE
 
 __all__ = ["Door", "HeadReader", "Listener", "adopt", "listen", "plain_answer"]
-
-READ_BUFFER: Final = 65_536
-"""Octets one read may bring: a head, and what a hasty client sent behind it."""
 
 LINGER: Final = 0.75
 """Seconds a refused client may take to read the answer before the socket is closed."""
@@ -83,7 +80,7 @@ class Door(Protocol):
         """Answer one of the plain endpoints, the whole response."""
 
     def born(self, accept: Accept, transport: asyncio.Transport, early: bytes) -> None:
-        """Take over an upgraded connection; the 101 has left the transport."""
+        """Take over a connection; its 101 has left, or is sent by `adopt` (`Visitor.answer`)."""
 
     def refused(self, refuse: Refuse) -> None:
         """Take note of a refusal."""
@@ -230,7 +227,7 @@ class HeadReader(Guest):
     """One connection before its 101."""
 
     # All readers share one buffer: asyncio fills it and calls back before it reads anything else.
-    _buffer = memoryview(bytearray(READ_BUFFER))
+    _buffer = memoryview(bytearray(READ_SIZE))
 
     __slots__ = ("_accept", "_deadline", "_door", "_loop", "_received", "_transport", "_waits")
 
@@ -437,8 +434,9 @@ def adopt(
 ) -> int:
     """Give an upgraded connection to the core.
 
-    A plain socket whose 101 has left is taken away from its transport: the core gets a duplicate
-    of the descriptor, the transport is aborted. A TLS connection, or one on a system without
+    A visitor gives its descriptor away together with the 101, which the core sends. Another plain
+    socket whose 101 has left is taken away from its transport: the core gets a duplicate of the
+    descriptor, the transport is aborted. A TLS connection, or one on a system without
     epoll, keeps its transport and takes part through the core's link.
 
     Args:

@@ -1,6 +1,7 @@
 """Request heads by regular expressions: what the core's `read_head` and `head.parse_head` must do.
 
-The grammar is RFC 9112 without its leniencies, written the way the standard writes it.
+The grammar is RFC 9112 without its leniencies, written the way the standard writes it. What the
+path of a target is has one reading only, which is taken from there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from falcon_fast.head import (
     HeadLimits,
     Refuse,
     Request,
+    _path_of,
 )
 
 # RFC 9110 section 5.6.2: token = 1*tchar
@@ -33,11 +35,6 @@ _REQUEST_LINE: Final = re.compile(
 _FIELD_LINES: Final = re.compile(
     rf"(?:{_TOKEN}++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n".encode("ascii")
 )
-
-_HOST_AND_PORT: Final = r"(?:[A-Za-z0-9._~%-]{1,255}+|\[[0-9A-Fa-f:.]{2,45}+\])(?::[0-9]{0,5}+)?"
-
-# RFC 9112 section 3.2.2: "a server MUST accept the absolute-form in requests".
-_ABSOLUTE_FORM: Final = re.compile(rf"(?:https?|wss?)://{_HOST_AND_PORT}(?=[/?]|\Z)", re.IGNORECASE)
 
 #: Optional white space around a field value (RFC 9110 section 5.6.3).
 _OWS: Final = " \t"
@@ -103,13 +100,3 @@ def _target_length(request_line: bytes) -> int:
         return 0
     end = request_line.find(b" ", start)
     return (len(request_line) if end < 0 else end) - start
-
-
-def _path_of(target: str) -> str | None:
-    """Return the path of a target in origin-form or absolute-form, None for any other form."""
-    if not target.startswith("/"):
-        match = _ABSOLUTE_FORM.match(target)
-        if match is None:
-            return None
-        target = target[match.end() :]
-    return target.partition("?")[0] or "/"
