@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Final
 
 import pytest
 
+from ..support import ROOT
 from .peers import (
     FLEET,
     FLEET_ROOM,
@@ -98,8 +102,9 @@ async def test_members_hear_the_group_and_a_removed_member_no_longer(served: Ser
 async def test_clients_are_told_of_a_restart(served: Served) -> None:
     async with all_leaving() as clients:
         alice = await PythonClient.join("alice", served.url, served.token_of("Alice"))
+        clients.append(alice)
         bob = await node_ws("bob", served.url, served.token_of("Bob"))
-        clients.extend([alice, bob])
+        clients.append(bob)
         for client in clients:
             await Ear(client).joined()
         begin = time.monotonic()
@@ -111,3 +116,21 @@ async def test_clients_are_told_of_a_restart(served: Served) -> None:
         while (last := await ear.next()).get("type") == "room_update":
             pass
         assert last == farewell
+
+
+def test_without_node_it_is_left_out_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A client that had joined before one was found to be missing was left open."""
+    here = f"{__file__}::{test_clients_are_told_of_a_restart.__name__}"
+    environment = {key: value for key, value in os.environ.items() if key != "FALCON_REQUIRE_ALL"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", here],
+        cwd=ROOT,
+        env={**environment, "PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60.0,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "node is missing" in done.stdout
+    assert "1 skipped" in done.stdout
