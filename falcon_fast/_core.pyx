@@ -23,7 +23,9 @@ itself and the parts above it, and nothing is overridden, so every call is a dir
     _core_end.pxi       _End: how connections end
     _core_input.pxi     _Input: from octets received to a message handed over
     _core_envelope.pxi  the outside of a message from another node; not of the chain
+    _core_head.pxi      how a client comes in; not of the chain
     _core_seats.pxi     what is kept of a connection beside all that; not of the chain
+    _core_pipe.pxi      what crosses between the processes of a node; not of the chain
     _core.pyx           Core: all that Python code can call, and what comes due
 
 Rules that the rest of the program relies on:
@@ -212,6 +214,7 @@ include "_core_input.pxi"
 include "_core_envelope.pxi"
 include "_core_head.pxi"
 include "_core_seats.pxi"
+include "_core_pipe.pxi"
 
 
 def scan_json(payload: bytes, max_depth: int, max_keys: int = 0xffffffff) -> int:

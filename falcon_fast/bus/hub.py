@@ -31,9 +31,6 @@ __all__ = ["Answer", "Branch", "Hub"]
 FIRST: Final = 1
 """The node process's own bit in a set of processes; each worker has another one."""
 
-_PUBLISH: Final = int(wire.Kind.PUBLISH)
-"""An enumeration's attribute takes longer to look up than a message to hand out."""
-
 MAX_SETS: Final = 4096
 """Sets of processes whose members are remembered."""
 
@@ -47,11 +44,19 @@ log = logging.getLogger(__name__)
 
 
 class _Publishing(NamedTuple):
-    """What is being published by a process of this node, while the outer bus delivers it here."""
+    """What is being published by a process of this node, while the outer bus delivers it here.
+
+    Attributes:
+        origin: the bit of the process.
+        process_id: its id.
+        members: see `Bus.publish`.
+        wired: the frame for a worker, where it came as one.
+    """
 
     origin: int
     process_id: str
     members: int | None
+    wired: bytes | None = None
 
 
 class Branch:
@@ -81,7 +86,11 @@ class Branch:
         self.bit = bit
         self.waits: set[asyncio.Task[None]] = set()
         self.on_note = on_note
-        self.pipe = Pipe(on_frame=partial(hub.take, self), on_end=self._on_end)
+        self.pipe = Pipe(
+            on_room=partial(hub.take_room, self),
+            on_frame=partial(hub.take, self),
+            on_end=self._on_end,
+        )
         self._hub = hub
         self._told_end = on_end
 
@@ -164,16 +173,38 @@ class Hub:
         """Return how many personal rooms and how many others have members in this node."""
         return self._personal, len(self._interest) - self._personal
 
+    def take_room(self, branch: Branch, room: str, message: bytes, frame: bytes) -> None:
+        """Take a worker's message to a room.
+
+        Args:
+            branch: the worker.
+            room: its name.
+            message: for its members.
+            frame: in which it came: siblings get it as it is.
+        """
+        publishing = _Publishing(branch.bit, branch.process_id, None, frame)
+        self._publish_for(publishing, Target.ROOM, room, message, None)
+
+    def _publish_for(
+        self,
+        publishing: _Publishing,
+        target: Target,
+        ident: str,
+        frame: bytes,
+        receipt: str | None,
+    ) -> None:
+        try:
+            self._publish(publishing, target, ident, frame, receipt)
+        except BusUnavailable:
+            # The worker has said so by itself, from what it knows of the outer bus.
+            log.debug("other nodes were not told of a worker's message")
+
     def take(self, branch: Branch, kind: int, body: bytes) -> None:
-        """Take a frame of a worker."""
-        if kind == _PUBLISH:
+        """Take any other frame of a worker."""
+        if kind == wire.Kind.PUBLISH:
             target, ident, frame, members, receipt = wire.read_publication(body)
             publishing = _Publishing(branch.bit, branch.process_id, members)
-            try:
-                self._publish(publishing, target, ident, frame, receipt)
-            except BusUnavailable:
-                # The worker has said so by itself, from what it knows of the outer bus.
-                log.debug("other nodes were not told of a worker's message")
+            self._publish_for(publishing, target, ident, frame, receipt)
         elif kind == wire.Kind.TELL:
             word = wire.read_word(body)
             try:
@@ -419,7 +450,7 @@ class Hub:
             if publishing.members is not None:
                 self._hand_counted(publishing.process_id, ident, publishing.members, frame, who)
             else:
-                self._hand_out(target, ident, frame, who)
+                self._hand_out(target, ident, frame, who, publishing.wired)
             self._delivered = who
             # To the publisher itself: what a worker publishes is delivered there before it is sent.
             if publishing.origin != FIRST or self._receiver is None:
@@ -428,11 +459,16 @@ class Hub:
         self._delivered = who
         return self._hand_out(target, ident, frame, who)
 
-    def _hand_out(self, target: Target, ident: str, frame: bytes, who: int) -> int:
+    def _hand_out(
+        self, target: Target, ident: str, frame: bytes, who: int, wired: bytes | None = None
+    ) -> int:
         reached = 0
         branches = self._in(who)
         if branches:
-            message = wire.write_delivery(target, ident, frame)
+            if target is Target.ROOM:
+                message = wired or wire.write_room(ident, frame)
+            else:
+                message = wire.write_delivery(target, ident, frame)
             for branch in branches:
                 branch.pipe.send(message)
             reached = len(branches)

@@ -19,9 +19,6 @@ from falcon_fast.errors import BusUnavailable
 
 __all__ = ["NodeLink"]
 
-_DELIVER: Final = int(wire.Kind.DELIVER)
-"""An enumeration's attribute takes longer to look up than a message to hand out."""
-
 STALL: Final = 120.0
 """Seconds the node process may stand still: without it no worker can serve anybody for long."""
 
@@ -46,7 +43,9 @@ class NodeLink:
     def __init__(
         self, *, on_note: Callable[[str, bytes], None], on_end: Callable[[str], None]
     ) -> None:
-        self.pipe = Pipe(on_frame=self._take, on_end=self._on_end, stall=STALL)
+        self.pipe = Pipe(
+            on_room=self._take_room, on_frame=self._take, on_end=self._on_end, stall=STALL
+        )
         self._on_note = on_note
         self._told_end = on_end
         self._node_id = ""
@@ -103,12 +102,12 @@ class NodeLink:
 
     # -------------------------------------------------------------------------- what it hears
 
+    def _take_room(self, room: str, message: bytes, _: bytes) -> None:
+        if self._receiver is not None:
+            self._last = self._receiver.deliver(Target.ROOM, room, message)
+
     def _take(self, kind: int, body: bytes) -> None:
-        if kind == _DELIVER:
-            if self._receiver is not None:
-                target, ident, frame = wire.read_delivery(body)
-                self._last = self._receiver.deliver(target, ident, frame)
-        elif kind == wire.Kind.NOTE:
+        if kind == wire.Kind.NOTE:
             note = wire.read_note(body)
             self._on_note(note.what, note.body)
         elif kind == wire.Kind.STATE:
@@ -123,7 +122,9 @@ class NodeLink:
             self._hear(self._receiver, kind, body)
 
     def _hear(self, receiver: Receiver, kind: int, body: bytes) -> None:
-        if kind == wire.Kind.COUNTED:
+        if kind == wire.Kind.DELIVER:
+            self._last = receiver.deliver(*wire.read_delivery(body))
+        elif kind == wire.Kind.COUNTED:
             change = wire.read_counted(body)
             # The worker may have left the room while this was on its way.
             if change.room in receiver.rooms:
@@ -185,7 +186,10 @@ class NodeLink:
         if receiver is None:
             return 0
         here = receiver.deliver(target, ident, frame)
-        self.pipe.send(wire.write_publication(target, ident, frame, members, receipt))
+        if target is Target.ROOM and members is None and receipt is None:
+            self.pipe.send(wire.write_room(ident, frame))
+        else:
+            self.pipe.send(wire.write_publication(target, ident, frame, members, receipt))
         if not self._state.is_available:
             raise BusUnavailable("other nodes were not told")
         return here

@@ -1,9 +1,12 @@
 """One end of the socket pair between a node process and a worker: many frames in, many out.
 
-What is sent within a turn of the loop leaves in one write at its end; what arrives is cut into
-frames, many a read. Nobody waits: what the other end does not take is kept, within limits. An end
-that takes nothing for `STALL`, or leaves more than `MAX_WAITING` lying, does not work any more, and
-the pipe ends: of messages that are not taken nobody could say later whether they were lost.
+What is sent within a turn of the loop leaves in one write at its end. When that happens again and
+again, it waits until `GATHER` has passed since the last write: a process that is woken for every
+message is busier with waking up than with messages, and so is the one that wakes it. What arrives
+is cut into frames, many a read. Nobody waits: what the other end does not take is kept, within
+limits. An end that takes nothing for `STALL`, or leaves more than `MAX_WAITING` lying, does not
+work any more, and the pipe ends: of messages that are not taken nobody could say later whether they
+were lost.
 """
 
 from __future__ import annotations
@@ -13,9 +16,13 @@ import logging
 from collections.abc import Callable
 from typing import Final, cast
 
-from falcon_fast.bus.node_wire import HEAD, MAX_BODY
+from falcon_fast._core import Cutter
+from falcon_fast.bus.node_wire import MAX_BODY, Kind
 
-__all__ = ["MAX_WAITING", "STALL", "Pipe"]
+__all__ = ["GATHER", "MAX_WAITING", "STALL", "Pipe"]
+
+GATHER: Final = 0.001
+"""Seconds between two writes, at least; what is sent after a longer silence leaves at once."""
 
 READ_BUFFER: Final = 262_144
 """Octets that one read may bring."""
@@ -36,7 +43,8 @@ class Pipe(asyncio.BufferedProtocol):
     """A protocol for one end.
 
     Args:
-        on_frame: called with the kind and the body of each frame that arrives.
+        on_room: called with (room, message, frame) for each message to a room that arrives.
+        on_frame: called with the kind and the body of each other frame that arrives.
         on_end: called once, with the reason, when nothing more will arrive.
         stall: seconds within which the other end has to take something of what waits for it.
     """
@@ -44,11 +52,14 @@ class Pipe(asyncio.BufferedProtocol):
     def __init__(
         self,
         *,
+        on_room: Callable[[str, bytes, bytes], None],
         on_frame: Callable[[int, bytes], None],
         on_end: Callable[[str], None],
         stall: float = STALL,
     ) -> None:
-        self._on_frame = on_frame
+        self._cutter = Cutter(
+            room_kind=Kind.ROOM, max_body=MAX_BODY, on_room=on_room, on_frame=on_frame
+        )
         self._on_end = on_end
         self._stall = stall
         self._loop = asyncio.get_running_loop()
@@ -56,6 +67,7 @@ class Pipe(asyncio.BufferedProtocol):
         self._buffer = bytearray(READ_BUFFER)
         self._filled = 0
         self._waiting: list[bytes] = []
+        self._flushed_at = float("-inf")
         self._emptied: asyncio.Future[None] | None = None
         self._written = 0
         self._taken = 0  # by the other end, when last looked at
@@ -78,6 +90,7 @@ class Pipe(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the transport."""
         self._transport = None
+        self._cutter.is_over = True
         self.resume_writing()
         if self._look is not None:
             self._look.cancel()
@@ -91,28 +104,20 @@ class Pipe(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what was read."""
-        self._filled += nbytes
-        view = memoryview(self._buffer)
-        begin, filled = 0, self._filled
-        needed = HEAD.size
+        filled = self._filled + nbytes
         try:
-            while filled - begin >= HEAD.size and not self._is_closing:
-                length, kind = HEAD.unpack_from(view, begin)
-                if length > MAX_BODY:
-                    raise ValueError(f"a frame of {length} octets")
-                end = begin + HEAD.size + length
-                if end > filled:
-                    needed = HEAD.size + length
-                    break
-                self._on_frame(kind, bytes(view[begin + HEAD.size : end]))
-                begin = end
+            begin, needed = self._cutter.feed(self._buffer, filled)
         except Exception:
             log.exception("a message between processes could not be handled")
             self.end("it sent what cannot be handled")
             return
+        if begin == filled and len(self._buffer) == READ_BUFFER:
+            self._filled = 0
+            return
         if not begin and len(self._buffer) >= needed:
+            self._filled = filled
             return  # a part of a large frame: it stays where it is
-        rest = bytes(view[begin:filled])
+        rest = bytes(memoryview(self._buffer)[begin:filled])
         size = max(READ_BUFFER, needed)
         if len(self._buffer) != size:
             self._buffer = bytearray(size)
@@ -123,18 +128,18 @@ class Pipe(asyncio.BufferedProtocol):
         """Close: the other process has ended."""
         return False
 
-    @property
-    def _is_closing(self) -> bool:
-        return self._transport is None or self._transport.is_closing()
-
     # ------------------------------------------------------------------------------------ sending
 
     def send(self, frame: bytes) -> None:
-        """Send a frame, at the end of the turn; does nothing when the pipe has ended."""
+        """Send a frame, at the end of the turn or soon; does nothing when the pipe has ended."""
         if self._has_ended:
             return
         if not self._waiting and self._transport is not None:
-            self._loop.call_soon(self._flush)
+            rest = self._flushed_at + GATHER - self._loop.time()
+            if rest > 0.0:
+                self._loop.call_later(rest, self._flush)
+            else:
+                self._loop.call_soon(self._flush)
         self._waiting.append(frame)
 
     def _flush(self) -> None:
@@ -145,8 +150,9 @@ class Pipe(asyncio.BufferedProtocol):
         self._waiting.clear()
         if transport.is_closing():
             return
+        self._flushed_at = self._loop.time()
         if not transport.get_write_buffer_size():
-            self._taken_at = self._loop.time()  # nothing has waited until now
+            self._taken_at = self._flushed_at  # nothing has waited until now
         self._written += len(octets)
         transport.write(octets)
         if transport.get_write_buffer_size() > MAX_WAITING:
@@ -188,6 +194,7 @@ class Pipe(asyncio.BufferedProtocol):
         """End it at once; `on_end` is called in a later turn of the loop."""
         if self._transport is not None:
             self._reason = reason
+            self._cutter.is_over = True
             self._transport.abort()
 
     def close(self) -> None:
@@ -195,4 +202,5 @@ class Pipe(asyncio.BufferedProtocol):
         self._flush()
         if self._transport is not None:
             self._reason = "this end has closed it"
+            self._cutter.is_over = True
             self._transport.close()

@@ -4,6 +4,10 @@ A frame is four octets of length, one octet of kind, and a body of that length. 
 same version of the same program, started by one another, so nothing is negotiated, and a body that
 cannot be read is a defect: it raises, and the connection between the two ends.
 
+Nearly every frame is a message to a room. It says nothing but the room's name (four octets of
+length, and the name) and the message, so that it reads the same in both directions, and the core
+writes and reads it.
+
 Pure: what is done with frames is said in `hub` (the node process) and `node_link` (a worker).
 """
 
@@ -16,6 +20,7 @@ from typing import Final, NamedTuple
 
 import orjson
 
+from falcon_fast._core import room_frame
 from falcon_fast.bus import Loss, Target
 
 __all__ = [
@@ -51,6 +56,7 @@ __all__ = [
     "write_note",
     "write_publication",
     "write_reply",
+    "write_room",
     "write_state",
     "write_ticket",
     "write_word",
@@ -84,12 +90,14 @@ class Kind(enum.IntEnum):
     REPLY = 23
     # Both ways.
     NOTE = 32
+    ROOM = 33  # a message to a room of which nothing else is to be said
 
 
 # An enumeration's attribute takes longer to look up than a message to write.
 _PUBLISHES: Final = int(Kind.PUBLISH)
 _DELIVERS: Final = int(Kind.DELIVER)
 _COUNTS: Final = int(Kind.COUNTED)
+_TO_ROOM: Final = int(Kind.ROOM)
 
 _TARGETS: Final = tuple(Target)
 _PLACE: Final = {target: place for place, target in enumerate(_TARGETS)}
@@ -117,6 +125,11 @@ def frame(kind: int, body: bytes) -> bytes:
     if len(body) > MAX_BODY:
         raise ValueError(f"a message between processes has {len(body)} octets")
     return HEAD.pack(len(body), kind) + body
+
+
+def write_room(room: str, message: bytes) -> bytes:
+    """Return a frame with a message to a room, for either direction; `_core.Cutter` reads it."""
+    return room_frame(_TO_ROOM, room, message, MAX_BODY)
 
 
 # --------------------------------------------------------------------------------- publications

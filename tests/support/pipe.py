@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-__all__ = ["End", "join"]
+from falcon_fast.bus.node_pipe import GATHER
+
+from .loop import turns
+
+__all__ = ["End", "crossed", "join"]
 
 READ: Final = 65_536
 """Octets that one read brings at most."""
@@ -97,3 +101,11 @@ def join(one: asyncio.BufferedProtocol, other: asyncio.BufferedProtocol) -> tupl
     for end in ends:
         end.protocol.connection_made(end)
     return ends
+
+
+async def crossed(times: int = 4) -> None:
+    """Let everything happen that is ready to, and what was said cross so many pipes."""
+    for _ in range(times):
+        await turns()
+        await asyncio.sleep(GATHER)
+    await turns()

@@ -16,7 +16,8 @@ from falcon_fast.bus.node_link import CALL_TIMEOUT
 from falcon_fast.errors import BusUnavailable
 
 from ..support.bus import FakeReceiver, Switchboard, Wire
-from ..support.loop import FakeTimeLoop, turns
+from ..support.loop import FakeTimeLoop
+from ..support.pipe import crossed
 from ..support.workers import HubNode
 
 loop_factory = FakeTimeLoop
@@ -29,7 +30,7 @@ async def node() -> AsyncIterator[HubNode]:
     """A node of its own with three workers."""
     made = HubNode(MemoryBus())
     await made.start(3)
-    await turns()
+    await crossed()
     yield made
     await made.hub.close()
 
@@ -47,7 +48,7 @@ class Net:
     async def start(self) -> None:
         await self.node.start(2)
         await self.far.start(self.far_receiver)
-        await turns()
+        await crossed()
 
 
 @pytest.fixture
@@ -73,24 +74,35 @@ async def test_a_workers_message_reaches_each_that_follows_the_room_once(node: H
     node[0].follow("group:a")
     node[1].follow("group:a")
     node[2].follow("group:b")
-    await turns()
+    await crossed()
     assert node[0].link.publish(Target.ROOM, "group:a", FRAME) == 1
     assert node[0].receiver.delivered == [(Target.ROOM, "group:a", FRAME)]  # at once
-    await turns()
+    await crossed()
     assert node[0].receiver.delivered == [(Target.ROOM, "group:a", FRAME)]
     assert node[1].receiver.delivered == [(Target.ROOM, "group:a", FRAME)]
     assert node[2].receiver.delivered == []
     assert node.receiver.delivered == []
 
 
+async def test_a_plain_message_is_passed_on_in_the_octets_that_came(node: HubNode) -> None:
+    for worker in node.workers:
+        worker.follow("group:a")
+    await crossed()
+    node[0].link.publish(Target.ROOM, "group:a", FRAME)
+    await crossed()
+    [*_, sent] = node[0].far.writes
+    [*_, received] = node[1].near.writes
+    assert sent == received == wire.write_room("group:a", FRAME)
+
+
 async def test_who_follows_a_room_no_more_is_not_bothered(node: HubNode) -> None:
     node[1].follow("group:a")
     node[1].unfollow("group:a")
     node[1].unfollow("group:a")
-    await turns()
+    await crossed()
     node[0].link.publish(Target.ROOM, "group:a", FRAME)
     writes = len(node[1].near.writes)
-    await turns()
+    await crossed()
     assert len(node[1].near.writes) == writes
     assert "group:a" not in node.hub.rooms
 
@@ -99,10 +111,10 @@ async def test_who_follows_a_room_no_more_is_not_bothered(node: HubNode) -> None
 async def test_the_node_process_reaches_those_that_are_meant(node: HubNode, target: Target) -> None:
     node[0].follow("group:a")
     node[1].follow("user:a")
-    await turns()
+    await crossed()
     ident = "group:a" if target is Target.ROOM else "a"
     assert node.hub.publish(target, ident, FRAME) == 1
-    await turns()
+    await crossed()
     got = [len(worker.receiver.delivered) for worker in node.workers]
     assert got == {Target.ROOM: [1, 0, 0], Target.USER: [0, 1, 0]}.get(target, [1, 1, 1])
     assert node.receiver.delivered == [(target, ident, FRAME)]
@@ -112,17 +124,17 @@ async def test_the_node_process_may_have_members_too(net: Net) -> None:
     node = net.node
     assert node.hub.follow("group:a") is None
     node[0].follow("group:a")
-    await turns()
+    await crossed()
     node[1].link.publish(Target.ROOM, "group:a", FRAME)
     net.far.publish(Target.ROOM, "group:a", FRAME)
     net.far.publish(Target.ROOM, "group:a", FRAME, members=3)
-    await turns()
+    await crossed()
     assert len(node.receiver.delivered) == len(node[0].receiver.delivered) == 2
     assert node.receiver.changes == [("far", "group:a", 3, FRAME)]
     node.hub.unfollow("group:a")
-    await turns()
+    await crossed()
     net.far.publish(Target.ROOM, "group:a", FRAME)
-    await turns()
+    await crossed()
     assert (len(node.receiver.delivered), len(node[0].receiver.delivered)) == (2, 3)
 
 
@@ -130,15 +142,15 @@ async def test_a_message_crosses_to_other_nodes_and_back_once(net: Net) -> None:
     node = net.node
     for worker in node.workers:
         worker.follow("group:a")
-    await turns()
+    await crossed()
     node[0].link.publish(Target.ROOM, "group:a", FRAME)
-    await turns()
+    await crossed()
     assert net.far_receiver.delivered == [(Target.ROOM, "group:a", FRAME)]
     net.far.publish(Target.ROOM, "group:a", b"{}")
     net.far.publish(Target.ROOM, "group:b", b"{}")
     net.far.publish(Target.USER, "b", b"{}")
     net.far.publish(Target.CONNECTION, "c", b"{}")
-    await turns()
+    await crossed()
     assert node[0].receiver.delivered == node[1].receiver.delivered
     assert [ident for _, ident, _ in node[1].receiver.delivered] == ["group:a", "group:a", "c"]
 
@@ -146,11 +158,11 @@ async def test_a_message_crosses_to_other_nodes_and_back_once(net: Net) -> None:
 async def test_order_is_kept_between_rooms_and_kinds(net: Net) -> None:
     node = net.node
     node[1].follow("group:a")
-    await turns()
+    await crossed()
     for number in range(50):
         target = Target.ROOM if number % 2 else Target.ALL
         node[0].link.publish(target, "group:a" if number % 2 else "", b"%d" % number)
-    await turns()
+    await crossed()
     assert [frame for _, _, frame in node[1].receiver.delivered] == [b"%d" % n for n in range(50)]
 
 
@@ -159,22 +171,22 @@ async def test_counts_go_to_siblings_and_nodes_as_counts(net: Net) -> None:
     net.far_receiver.rooms.add("group:a")
     for worker in node.workers:
         worker.follow("group:a")
-    await turns()
+    await crossed()
     node[0].link.publish(Target.ROOM, "group:a", FRAME, members=3, process_id="node.1")
-    await turns()
+    await crossed()
     assert node[0].receiver.delivered == [(Target.ROOM, "group:a", FRAME)]
     assert node[1].receiver.changes == [("node.1", "group:a", 3, FRAME)]
     assert net.far_receiver.changes == [("node.1", "group:a", 3, FRAME)]
     assert node[1].receiver.delivered == node.receiver.delivered == []
     # The node process's own has the node's id.
     node.hub.publish(Target.ROOM, "group:a", FRAME, members=1)
-    await turns()
+    await crossed()
     assert node[0].receiver.changes == [("node", "group:a", 1, FRAME)]
     assert net.far_receiver.changes[1:] == [("node", "group:a", 1, FRAME)]
     # One that has left meanwhile is not told.
     node[1].receiver.rooms.clear()
     node[0].link.publish(Target.ROOM, "group:a", FRAME, members=4)
-    await turns()
+    await crossed()
     assert len(node[1].receiver.changes) == 2
 
 
@@ -182,7 +194,7 @@ async def test_while_other_nodes_are_away_messages_stay_in_the_node(net: Net) ->
     node = net.node
     node[1].follow("group:a")
     net.wire.cut()
-    await turns()
+    await crossed()
     assert node.receiver.availability == [False]
     assert node[0].receiver.availability == [False]
     assert not node[0].link.is_available
@@ -190,25 +202,25 @@ async def test_while_other_nodes_are_away_messages_stay_in_the_node(net: Net) ->
         node[0].link.publish(Target.ROOM, "group:a", FRAME)
     with pytest.raises(BusUnavailable):
         node.hub.publish(Target.ROOM, "group:a", FRAME)
-    await turns()
+    await crossed()
     assert len(node[1].receiver.delivered) == 2
     net.wire.mend()
-    await turns()
+    await crossed()
     assert node[0].receiver.availability == [False, True]
     assert node[0].receiver.losses == [Loss(None, 0, frozenset(Target))]
     assert node[0].link.publish(Target.ROOM, "group:a", FRAME) == 1
-    await turns()
+    await crossed()
     assert len(net.far_receiver.delivered) == 1
 
 
 async def test_what_changes_before_the_worker_is_told_costs_no_error(net: Net) -> None:
     net.node[1].follow("group:a")
-    await turns()
+    await crossed()
     net.wire.is_available = False  # and nobody has said so
     assert net.node[0].link.publish(Target.ROOM, "group:a", FRAME) == 1
     net.node[0].link.tell(b'{"op":"beat"}')
     net.node[0].link.tell(b'{"op":"beat"}', "far")
-    await turns()
+    await crossed()
     assert len(net.node[1].receiver.delivered) == 1
     # It is found out within a second.
     await asyncio.sleep(1.1)
@@ -221,9 +233,9 @@ async def test_what_changes_before_the_worker_is_told_costs_no_error(net: Net) -
 async def test_each_process_confirms_for_itself(net: Net) -> None:
     node = net.node
     node[0].follow("group:a")
-    await turns()
+    await crossed()
     node.hub.publish(Target.ROOM, "group:a", FRAME, receipt="r-1")
-    await turns()
+    await crossed()
     assert node[0].receiver.confirmed == [("node", "r-1", 1)]
     assert node[1].receiver.confirmed == [("node", "r-1", 0)]
     assert net.far_receiver.confirmed == [("node", "r-1", 1)]
@@ -233,12 +245,12 @@ async def test_each_process_confirms_for_itself(net: Net) -> None:
 async def test_each_process_confirms_what_another_node_asks(net: Net) -> None:
     node = net.node
     node[1].follow("group:a")
-    await turns()
+    await crossed()
     net.far.publish(Target.ROOM, "group:a", FRAME)  # of which nobody is told
     net.far.publish(Target.ROOM, "group:b", FRAME, receipt="r-1")
     net.far.publish(Target.ROOM, "group:a", FRAME, receipt="r-2")
     net.far.publish(Target.ALL, "", FRAME, receipt="r-3")
-    await turns()
+    await crossed()
     assert node[0].receiver.confirmed == [("far", "r-1", 0), ("far", "r-2", 0), ("far", "r-3", 1)]
     assert node[1].receiver.confirmed == [("far", "r-1", 0), ("far", "r-2", 1), ("far", "r-3", 1)]
     assert node.receiver.confirmed == [("far", "r-1", 0), ("far", "r-2", 0), ("far", "r-3", 1)]
@@ -247,20 +259,20 @@ async def test_each_process_confirms_what_another_node_asks(net: Net) -> None:
 async def test_a_message_that_was_not_even_delivered_is_confirmed_as_such(net: Net) -> None:
     # As a bus does that looks first whether anybody is in the room.
     net.node[0].follow("group:a")
-    await turns()
+    await crossed()
     net.far.publish(Target.ROOM, "group:a", FRAME)
-    await turns()
+    await crossed()
     net.node.hub.confirm("far", "r-1", 0)
-    await turns()
+    await crossed()
     assert net.node[0].receiver.confirmed == [("far", "r-1", 0)]
 
 
 async def test_a_workers_receipt_is_confirmed_within_the_node(net: Net) -> None:
     node = net.node
     node[1].follow("group:a")
-    await turns()
+    await crossed()
     node[0].link.publish(Target.ROOM, "group:a", FRAME, receipt="r-1")
-    await turns()
+    await crossed()
     assert node[0].receiver.confirmed == []
     assert node[1].receiver.confirmed == [("node.1", "r-1", 1)]
     assert node.receiver.confirmed == [("node.1", "r-1", 0)]
@@ -277,13 +289,13 @@ async def test_what_is_told_to_all_reaches_all(net: Net) -> None:
     node = net.node
     beat = control(op="beat", process="node.1")
     node[0].link.tell(beat)
-    await turns()
+    await crossed()
     assert node[0].receiver.told == []
     assert node.receiver.told == node[1].receiver.told == [("node", beat)]
     assert net.far_receiver.told == [("node", beat)]
     mine = control(op="beat")
     node.hub.tell(mine)
-    await turns()
+    await crossed()
     assert [len(worker.receiver.told) for worker in node.workers] == [1, 2]
     assert net.far_receiver.told[1:] == [("node", mine)]
     assert len(node.receiver.told) == 1
@@ -299,7 +311,7 @@ async def test_what_is_told_to_one_process_reaches_it_alone(net: Net) -> None:
         node[0].link.tell(word, "node")
         net.far.tell(word, "node")
     node[0].link.tell(control(to="far"), "far")
-    await turns()
+    await crossed()
     assert [json.loads(word)["to"] for _, word in node[1].receiver.told] == ["node.2", "node.2"]
     assert [json.loads(word)["to"] for _, word in node.receiver.told] == ["node", "node"]
     assert node[0].receiver.told == []
@@ -309,21 +321,21 @@ async def test_what_is_told_to_one_process_reaches_it_alone(net: Net) -> None:
 @pytest.mark.parametrize("word", [b"not json", b"[]", b'{"to":7}'])
 async def test_strange_words_are_for_all_to_wonder_at(net: Net, word: bytes) -> None:
     net.far.tell(word)
-    await turns()
+    await crossed()
     assert net.node[0].receiver.told == net.node.receiver.told == [("far", word)]
 
 
 async def test_the_node_is_told_while_other_nodes_are_away(net: Net) -> None:
     node = net.node
     net.wire.cut()
-    await turns()
+    await crossed()
     for tell in (node.hub.tell, node[0].link.tell):
         with pytest.raises(BusUnavailable):
             tell(control(op="beat"))
         with pytest.raises(BusUnavailable):
             tell(control(op="ask", to="far"), "far")
         tell(control(op="ask", to="node.2"), "node")
-    await turns()
+    await crossed()
     assert len(node[1].receiver.told) == 4
     assert net.far_receiver.told == []
 
@@ -356,7 +368,7 @@ async def test_what_is_followed_is_waited_for_together(shards: Net) -> None:
     assert wait is not None
     await wait
     shards.far.publish(Target.ROOM, "group:a", FRAME)
-    await turns()
+    await crossed()
     assert len(worker.receiver.delivered) == len(other.receiver.delivered) == 1
 
 
@@ -381,12 +393,12 @@ async def test_a_loss_names_the_rooms_that_are_concerned(shards: Net) -> None:
     rooms = [f"group:{number}" for number in range(20)]
     for number, room in enumerate(rooms):
         (one if number % 3 else other).follow(room)
-    await turns()
+    await crossed()
     shard = shards.wire.shard_of(rooms[1])
     assert shard is not None
     loss = Loss("far", 3, frozenset({Target.ROOM}), frozenset({shard}))
     hub.lost(loss)
-    await turns()
+    await crossed()
     assert one.receiver.losses == shards.node.receiver.losses == [loss]
     for number, room in enumerate(rooms):
         concerned = bool(number % 3) and hub.shard_of(room) == shard
@@ -404,21 +416,21 @@ async def test_a_dead_worker_follows_nothing_and_its_place_is_free(net: Net) -> 
     node[0].follow("group:b")
     node[1].follow("group:b")
     node[0].follow("user:a")
-    await turns()
+    await crossed()
     assert node.hub.count_rooms() == (1, 2)
     with pytest.raises(ValueError, match="there already"):
         node.hub.attach("node.1", on_note=lambda *_: None, on_end=lambda _: None)
     node[0].far.abort()
-    await turns()
+    await crossed()
     assert node[0].ends == ["the other end has closed it"]
     assert node.hub.count_rooms() == (0, 1)
     node.hub.detach(node[0].branch)  # once more, and it changes nothing
     third = await node.add()
     assert third.branch.bit == node[0].branch.bit
-    await turns()
+    await crossed()
     node.hub.publish(Target.ALL, "", FRAME)
     net.far.publish(Target.ROOM, "group:b", FRAME)
-    await turns()
+    await crossed()
     assert [target for target, _, _ in third.receiver.delivered] == [Target.ALL]
     assert len(node[1].receiver.delivered) == 2
     assert node[0].receiver.delivered == []
@@ -427,7 +439,7 @@ async def test_a_dead_worker_follows_nothing_and_its_place_is_free(net: Net) -> 
 async def test_a_new_worker_knows_how_the_bus_is(net: Net) -> None:
     net.wire.cut()
     third = await net.node.add()
-    await turns()
+    await crossed()
     assert not third.link.is_available
     assert third.link.strangers() == ()
     assert third.receiver.availability == [False]
@@ -450,7 +462,7 @@ async def test_a_frame_of_a_kind_that_is_none_ends_the_pipe(
 ) -> None:
     node[0].link.pipe.send(wire.frame(wire.Kind.DELIVER, b""))
     node[1].branch.pipe.send(wire.frame(wire.Kind.PUBLISH, b""))
-    await turns()
+    await crossed()
     assert node[0].ends == node[1].own_ends == ["it sent what cannot be handled"]
     assert len(caplog.records) == 2
 
@@ -461,7 +473,7 @@ async def test_a_frame_of_a_kind_that_is_none_ends_the_pipe(
 async def test_notes_go_both_ways(node: HubNode) -> None:
     node[0].link.note("ready")
     node[0].branch.note("drain", b"{}")
-    await turns()
+    await crossed()
     assert node[0].told == [("ready", b"")]
     assert node[0].heard == [("drain", b"{}")]
 
@@ -518,11 +530,11 @@ async def test_without_the_node_process_nothing_is_waited_for(node: HubNode) -> 
     node[0].near.stalled = True
     follow = link.follow("group:a")
     assert follow is not None
-    await turns()
+    await crossed()
     late = link.follow("group:b")
     assert late is not None
     node[0].near.abort()
-    await turns()
+    await crossed()
     with pytest.raises(BusUnavailable, match="gone"):
         await call
     await follow
@@ -536,7 +548,7 @@ async def test_without_the_node_process_nothing_is_waited_for(node: HubNode) -> 
 async def test_an_answer_that_comes_too_late_is_let_go(node: HubNode) -> None:
     node[0].branch.pipe.send(wire.write_reply(99, b"", is_well=True))
     node[0].branch.pipe.send(wire.write_ticket(wire.Kind.SYNCED, 99))
-    await turns()
+    await crossed()
     assert node[0].own_ends == []
 
 
@@ -549,7 +561,7 @@ async def test_before_the_start_nothing_is_delivered(node: HubNode) -> None:
     assert link.publish(Target.ALL, "", FRAME) == 0
     assert not link.hears(Target.ROOM, "a") or link.reaches_all(Target.ROOM)
     node.hub.publish(Target.ALL, "", FRAME)
-    await turns()
+    await crossed()
     assert node[0].receiver.delivered == []
 
 
@@ -565,7 +577,7 @@ async def test_close_ends_what_is_under_way(shards: Net) -> None:
     hub = shards.node.hub
     hub.answers_to("never", lambda process_id, body: asyncio.Future())
     call = asyncio.ensure_future(shards.node[0].link.call("never", b""))
-    await turns()
+    await crossed()
     await hub.close()
     await hub.close()
     with pytest.raises(BusUnavailable):

@@ -8,8 +8,8 @@ import logging
 import pytest
 
 from falcon_fast.bus import node_pipe
-from falcon_fast.bus.node_pipe import LOOK, STALL, Pipe
-from falcon_fast.bus.node_wire import HEAD, MAX_BODY, Kind, frame
+from falcon_fast.bus.node_pipe import GATHER, LOOK, STALL, Pipe
+from falcon_fast.bus.node_wire import HEAD, MAX_BODY, Kind, frame, write_room
 
 from ..support.loop import FakeTimeLoop, turns
 from ..support.pipe import End, join
@@ -22,9 +22,12 @@ class Far:
 
     def __init__(self) -> None:
         self.heard: list[tuple[int, bytes]] = []
+        self.rooms: list[tuple[str, bytes, bytes]] = []
         self.ends: list[str] = []
         self.pipe = Pipe(
-            on_frame=lambda kind, body: self.heard.append((kind, body)), on_end=self.ends.append
+            on_room=lambda *message: self.rooms.append(message),
+            on_frame=lambda kind, body: self.heard.append((kind, body)),
+            on_end=self.ends.append,
         )
 
 
@@ -40,6 +43,57 @@ async def test_frames_of_one_turn_leave_in_one_write_and_arrive_in_order() -> No
     await turns()
     assert other.heard == [(Kind.NOTE, b"%d" % number) for number in range(100)]
     assert len(near.writes) == 1
+
+
+async def test_what_is_said_again_and_again_leaves_together_and_soon() -> None:
+    one, other, near, _ = pair()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    for number in range(5):
+        one.pipe.send(frame(Kind.NOTE, b"%d" % number))
+        await turns()
+    assert [body for _, body in other.heard] == [b"0"]  # at once, after a silence
+    await asyncio.sleep(GATHER)
+    await turns()
+    assert [body for _, body in other.heard] == [b"%d" % number for number in range(5)]
+    assert len(near.writes) == 2
+    assert loop.time() <= began + 2 * GATHER
+    await asyncio.sleep(2 * GATHER)
+    one.pipe.send(frame(Kind.NOTE, b"5"))
+    await turns()
+    assert [body for _, body in other.heard][5:] == [b"5"]
+
+
+async def test_messages_to_rooms_arrive_between_all_else_in_order() -> None:
+    one, other, near, _ = pair()
+    message = write_room("group:a", b"{}")
+    one.pipe.send(message)
+    one.pipe.send(frame(Kind.NOTE, b"between"))
+    one.pipe.send(write_room("group:b", b""))
+    await turns()
+    assert len(near.writes) == 1
+    assert other.rooms == [
+        ("group:a", b"{}", message),
+        ("group:b", b"", write_room("group:b", b"")),
+    ]
+    assert other.heard == [(Kind.NOTE, b"between")]
+    with pytest.raises(ValueError, match="octets"):
+        write_room("group:a", b"x" * MAX_BODY)
+
+
+async def test_nothing_more_is_handed_over_once_it_was_ended() -> None:
+    one, far = Far(), Far()
+    heard: list[bytes] = []
+
+    def hear(kind: int, body: bytes) -> None:
+        heard.append(body)
+        ended.end("enough")
+
+    ended = Pipe(on_room=lambda *_: None, on_frame=hear, on_end=far.ends.append)
+    join(one.pipe, ended)
+    one.pipe.send(frame(Kind.NOTE, b"first") + frame(Kind.NOTE, b"second"))
+    await turns()
+    assert (heard, far.ends) == ([b"first"], ["enough"])
 
 
 async def test_what_is_sent_before_there_is_a_transport_is_sent_then() -> None:
@@ -73,7 +127,7 @@ async def test_a_frame_that_cannot_be_handled_ends_the_pipe(
     def fail(kind: int, body: bytes) -> None:
         raise ValueError("no such kind")
 
-    broken = Pipe(on_frame=fail, on_end=far.ends.append)
+    broken = Pipe(on_room=lambda *_: None, on_frame=fail, on_end=far.ends.append)
     join(one.pipe, broken)
     one.pipe.send(frame(Kind.NOTE, b"") * 3)
     await turns()
@@ -127,6 +181,7 @@ async def test_too_much_that_waits_ends_the_pipe(monkeypatch: pytest.MonkeyPatch
     await turns()
     assert one.ends == []
     one.pipe.send(frame(Kind.NOTE, b"x" * 200))
+    await asyncio.sleep(GATHER)
     await turns()
     assert one.ends == ["it takes too little of what is sent to it"]
 

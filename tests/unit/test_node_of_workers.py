@@ -10,6 +10,7 @@ import pytest
 from falcon_fast import gateway as module
 from falcon_fast.bus.hub import Hub
 from falcon_fast.bus.node_link import NodeLink
+from falcon_fast.bus.node_pipe import GATHER
 from falcon_fast.bus.node_registry import NodeCounts, NodeRegistry
 from falcon_fast.codes import CloseReason
 from falcon_fast.directory import Group
@@ -21,9 +22,12 @@ from falcon_fast.service import Service
 from ..support.bus import Switchboard, Wire
 from ..support.directory import group
 from ..support.gateway import Client, Json, Node, said
-from ..support.loop import FakeTimeLoop, turns
+from ..support.loop import FakeTimeLoop
 from ..support.nodes import listen
-from ..support.pipe import End, join
+from ..support.pipe import End, crossed, join
+
+CROSSING = 20 * GATHER
+"""Seconds that a question may take through all pipes and back: nobody is waited for longer."""
 
 loop_factory = FakeTimeLoop
 
@@ -77,16 +81,16 @@ class House:
     async def start(self) -> None:
         for node in (self.first, *self.workers, self.far):
             await node.gateway.start()
-        await turns(LATER)
+        await crossed(LATER)
 
     async def close(self) -> None:
         for node in (*self.workers, self.first, self.far):
             await node.gateway.close()
-            await turns()
+            await crossed()
 
     async def connect(self, node: Node, user: str, *groups: Group, character: int = 7) -> Client:
         client = node.dial(user, *groups, character_id=character)
-        await turns(LATER)
+        await crossed(LATER)
         client.take()
         return client
 
@@ -129,7 +133,7 @@ async def test_a_message_reaches_all_members_once(house: House) -> None:
     assert [len(updates(client)) for client in (ann, bob, cat)] == [2, 1, 0]
     for number, speaker in enumerate((ann, bob, cat)):
         speaker.send({"id": "1", "type": "message", "room": ROOM, "data": {"n": number}})
-        await turns(LATER)
+        await crossed(LATER)
         heard = [client.take() for client in (ann, bob, cat)]
         assert heard[0] == heard[1] == heard[2]
         assert [frame["data"] for frame in heard[0]] == [{"n": number}]
@@ -144,7 +148,7 @@ async def test_members_are_counted_over_processes(house: House) -> None:
     assert [told["member_count"] for told in updates(ann)] == [3]
     assert [told["member_count"] for told in updates(bob)] == [3]
     bob.leave()
-    await turns(LATER)
+    await crossed(LATER)
     assert [told["member_count"] for told in (*updates(ann), *updates(cat))] == [2, 2]
 
 
@@ -173,7 +177,7 @@ async def test_operators_reach_all_from_anywhere(house: House) -> None:
             await service.send_to_user("nobody", "notification", {})
         assert [len(client.take()) for client in (ann, bob)] == [3, 3]
     await house.service.close_connection(bob.id)
-    await turns(LATER)
+    await crossed(LATER)
     assert bob.closed == said(CloseReason.KICKED)
 
 
@@ -191,7 +195,7 @@ async def test_with_shards_too(sharded: House) -> None:
         assert (sent.recipients_count, sent.partial) == (3, ())
         sent = await service.send_to_user("bob", "notification", {})
         assert (sent.recipients_count, sent.partial) == (1, ())
-        assert loop.time() == began  # nobody was waited for
+        assert loop.time() < began + CROSSING  # nobody was waited for
     assert [len(client.take()) for client in (ann, bob)] == [2, 4]
 
 
@@ -201,14 +205,14 @@ async def test_while_other_nodes_are_away_the_node_is_whole(house: House) -> Non
     bob = await house.connect(other, "bob", FLEET)
     ann.take()
     house.wire.cut()
-    await turns(LATER)
+    await crossed(LATER)
     loop = asyncio.get_running_loop()
     began = loop.time()
     listed = await house.service.list_connections()
     assert {info.id for info in listed.items} == {ann.id, bob.id}
     assert listed.partial == (house.far.gateway.node_id,)
     assert (await house.service.get_connection(bob.id)).user_id == "bob"
-    assert loop.time() == began  # those who cannot be asked are not waited for
+    assert loop.time() < began + CROSSING  # those who cannot be asked are not waited for
     with pytest.raises(BusUnavailable):
         await house.service.broadcast("notification", {})
     [answer] = [
@@ -217,13 +221,13 @@ async def test_while_other_nodes_are_away_the_node_is_whole(house: House) -> Non
         if frame["type"] == "error"
     ]
     assert answer["data"]["code"] == "unavailable"
-    await turns(LATER)
+    await crossed(LATER)
     assert [frame["type"] for frame in bob.take()] == ["notification", "message"]
     # Who comes and goes is counted in the node all the same.
     cat = await house.connect(other, "cat", FLEET)
     assert [told["member_count"] for told in updates(ann)] == [3]
     await house.service.close_connection(cat.id)
-    await turns(LATER)
+    await crossed(LATER)
     assert [told["member_count"] for told in updates(ann)] == [2]
 
 
@@ -235,7 +239,7 @@ async def test_a_dead_worker_is_known_to_be_dead_at_once(house: House) -> None:
     for client in (ann, cat):
         client.take()
     house.ends[1].abort()
-    await turns(LATER)
+    await crossed(LATER)
     dead = other.gateway.cluster.process_id
     house.counts.forget(dead)
     await house.first.gateway.bury(dead)
@@ -256,7 +260,7 @@ async def test_an_event_takes_effect_where_the_user_is(house: House) -> None:
     await house.connect(other, "bob", FLEET)
     one.directory.groups["ann"] = frozenset()
     await house.service.broadcast_group_membership_change(7, FLEET.id, FLEET.name, joined=False)
-    await turns(LATER)
+    await crossed(LATER)
     assert ROOM not in ann.rooms
     kinds = [frame["type"] for frame in ann.take()]
     assert kinds.count("group_membership_change") == 1

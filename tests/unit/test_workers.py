@@ -32,8 +32,8 @@ from falcon_fast.workers import (
 )
 
 from ..support.gateway import Node
-from ..support.loop import FakeTimeLoop, turns
-from ..support.pipe import join
+from ..support.loop import FakeTimeLoop
+from ..support.pipe import crossed, join
 
 loop_factory = FakeTimeLoop
 
@@ -177,9 +177,9 @@ async def test_one_that_cannot_start_stops_the_start(
 ) -> None:
     yard.obeys = False
     start = asyncio.ensure_future(workers.start(node.gateway, yard.bury))
-    await turns()
+    await crossed()
     yard.children[0].link.note(crew.FAILED, b"cannot listen on :3000")
-    await turns()
+    await crossed()
     yard.children[0].end(1)
     with pytest.raises(FalconError, match="a worker cannot start: cannot listen on :3000"):
         await start
@@ -213,10 +213,10 @@ async def test_p03_a_dead_worker_is_buried_and_another_takes_its_place(
 ) -> None:
     await workers.start(node.gateway, yard.bury)
     yard.children[0].report(Report(Statistics(7, 5, 3, 20, 30, 4.0)))
-    await turns()
+    await crossed()
     began = asyncio.get_running_loop().time()
     yard.children[0].kill()
-    await turns(30)
+    await crossed(8)
     assert yard.buried == ["node.1"]
     assert workers.workers_up == 1
     await asyncio.sleep(RESTART_FIRST + 0.01)
@@ -244,7 +244,7 @@ async def test_p03_a_crash_loop_is_given_up(
         await asyncio.sleep(RESTART_LAST + 0.1)
         assert not workers.gave_up.is_set()
         yard.children[-1].end(99)
-    await turns(30)
+    await crossed(8)
     assert workers.gave_up.is_set()
     assert len(yard.children) == 2 + MAX_DEATHS - 1
     gaps = [
@@ -333,7 +333,7 @@ async def test_a_burial_that_fails_is_told(
 
     await workers.start(node.gateway, fail)
     yard.children[0].kill()
-    await turns(30)
+    await crossed(8)
     assert "a task failed" in caplog.messages
 
 
@@ -368,11 +368,11 @@ async def test_p01_all_are_drained(workers: Workers, yard: Yard, node: Node) -> 
     slow = yard.children[1]
     slow.obeys = False
     drain = asyncio.ensure_future(workers.drain())
-    await turns()
+    await crossed()
     assert all(child.notes[-1][0] == crew.DRAIN for child in yard.children)
     assert not drain.done()
     slow.link.note(crew.DRAINED)
-    await turns()
+    await crossed()
     assert drain.done()
     # Nobody is started any more, and a death while leaving is no news.
     slow.kill()
@@ -390,9 +390,9 @@ async def test_a_drain_ends_in_time(workers: Workers, yard: Yard, node: Node) ->
     assert loop.time() == pytest.approx(began + SETTINGS.drain_timeout + 1)
     dies = yard.children[1]
     dies.kill()
-    await turns(20)
+    await crossed(6)
     yard.children[0].kill()
-    await turns(20)
+    await crossed(6)
     await workers.drain()  # nobody is left
 
 
@@ -414,7 +414,7 @@ async def test_the_end_does_not_wait_for_a_restart(
 ) -> None:
     await workers.start(node.gateway, yard.bury)
     yard.children[0].kill()
-    await turns(20)
+    await crossed(6)
     loop = asyncio.get_running_loop()
     began = loop.time()
     await workers.close()
@@ -435,11 +435,11 @@ async def test_each_process_knows_what_all_have_done(
     other.link.follow("user:b")
     one.report(Report(Statistics(10, 4, 2, 100, 1000, 50.0), "degraded", "no keys"))
     other.report(Report(Statistics(1, 1, 1, 1, 1, None)))
-    await turns()
+    await crossed()
     assert other.share == Share(Statistics(10, 4, 0, 100, 1000, 50.0), 1, 1, "degraded", "no keys")
     assert one.share.statistics.total_connections in {0, 1}  # what was known when it reported
     one.report(Report(Statistics(10, 4, 2, 100, 1000, 50.0)))
-    await turns()
+    await crossed()
     assert one.share == Share(Statistics(1, 1, 0, 1, 1, None), 1, 1)
     assert workers.share() == Share(Statistics(11, 5, 0, 101, 1001, 50.0), 1, 1)
 
@@ -465,10 +465,10 @@ async def test_metrics_are_the_sums_of_all(yard: Yard, hub: Hub) -> None:
     ]
     for child in yard.children:
         child.report(Report(Statistics(5, 5, 0, 0, 0, None), figures=figures))
-    await turns()
+    await crossed()
     for child in yard.children:
         child.report(Report(Statistics(5, 5, 0, 0, 0, None)))  # without, and they stay
-    await turns()
+    await crossed()
 
     def lines() -> set[str]:
         return set(metrics.render()[0].decode().splitlines())
@@ -509,13 +509,13 @@ async def test_workers_are_asked_for_their_figures(
         return {"falcon_deliveries": [("falcon_deliveries_total", {}, number)]}
 
     scrapes = [asyncio.ensure_future(metrics.scrape()) for _ in range(2)]
-    await turns()
+    await crossed()
     for number, child in enumerate(yard.children):
         assert [what for what, _ in child.notes].count(crew.FIGURES) == 1
         assert not scrapes[0].done()
         child.report(Report())  # one that was under way, without figures
         child.report(Report(figures=figures(number + 1)))
-        await turns()
+        await crossed()
     for scrape in scrapes:
         assert "falcon_deliveries_total 3.0" in values((await scrape)[0])
     # Who does not answer in time is counted as it was, and who dies is not waited for.
@@ -526,9 +526,9 @@ async def test_workers_are_asked_for_their_figures(
     began = loop.time()
     yard.children[1].report(Report(figures=figures(7)))
     scrapes = [asyncio.ensure_future(metrics.scrape())]
-    await turns()
+    await crossed()
     yard.children[0].kill()
-    await turns(30)
+    await crossed(8)
     assert scrapes[0].done()
     assert "falcon_deliveries_total 8.0" in values(scrapes[0].result()[0])
 
@@ -541,14 +541,14 @@ async def test_a_gateway_with_a_crew_speaks_for_the_node(yard: Yard, hub: Hub) -
     one, other = yard.children
     one.link.follow("group:a")
     one.report(Report(Statistics(10, 4, 2, 100, 1000, 50.0)))
-    await turns()
+    await crossed()
     gateway = node.gateway
     assert gateway.statistics() == Statistics(10, 4, 1, 100, 1000, 50.0)
     assert gateway.own_statistics() == Statistics(0, 0, 0, 0, 0, None)
     assert (gateway.health, gateway.problem, gateway.port) == ("healthy", None, 4711)
     assert gateway.url.endswith(":4711/websocket/connect")
     other.report(Report(health="degraded", problem="users and groups are unavailable"))
-    await turns()
+    await crossed()
     assert (gateway.health, gateway.own_health) == ("degraded", "healthy")
     assert gateway.problem == "users and groups are unavailable"
     assert gateway.status()["status"] == "degraded"
