@@ -145,8 +145,8 @@ class Peer:
 
     Attributes:
         command: returns what starts it; raises PeerMissing.
-        polls: it keeps its CPU busy when there is nothing to do, so it is stopped while others
-            have their turn.
+        polls: it keeps its CPU busy when there is nothing to do, or long after its turn with what
+            was too much for it, so it is stopped while others have theirs.
     """
 
     name: str
@@ -172,7 +172,7 @@ PEERS = (
     Peer("websockets", _python("websockets_broadcast", "--no-keepalive")),
     Peer("picows", _python("picows_loop")),
     Peer("aiohttp", _python("aiohttp_loop")),
-    Peer("python-socketio", _python("socketio_uvicorn"), SOCKETIO),
+    Peer("python-socketio", _python("socketio_uvicorn"), SOCKETIO, polls=True),
     Peer("ws", _node("node_ws.js")),
     Peer("socket.io", _node("node_socketio.js"), SOCKETIO),
     Peer("uWebSockets.js", _node("node_uws.js")),

@@ -24,7 +24,7 @@ ARRIVALS = {"storm": 0.0, "steady": 1500.0}
 INFLIGHT = 64
 SUBJECT = "falcon_fast, rooms of their own"
 #: Least authenticated upgrades a second of server CPU.
-LIMIT = 4000.0
+LIMIT = 6000.0
 
 
 @dataclass(frozen=True, slots=True)
