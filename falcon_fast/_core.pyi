@@ -60,8 +60,9 @@ class Cutter:
         *,
         room_kind: int,
         max_body: int,
-        on_room: Callable[[str, bytes, bytes], None],
+        on_room: Callable[[str, bytes, bytes | None], None],
         on_frame: Callable[[int, bytes], None],
+        keeps_frames: bool = True,
     ) -> None: ...
     def feed(self, buffer: bytearray, filled: int) -> tuple[int, int]: ...
 

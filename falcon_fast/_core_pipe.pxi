@@ -55,6 +55,7 @@ cdef class Cutter:
         room_kind: of frames with a message to a room.
         max_body: octets that a frame's body has at most.
         on_room: called with (room, message, frame) for each of these.
+        keeps_frames: False to have None for the frame, which is then not copied.
         on_frame: called with (kind, body) for each other one.
 
     Attributes:
@@ -65,15 +66,18 @@ cdef class Cutter:
     cdef Py_ssize_t _max_body
     cdef object _on_room
     cdef object _on_frame
+    cdef bint _keeps_frames
     cdef public bint is_over
 
     def __init__(
-        self, *, room_kind: int, max_body: int, on_room: object, on_frame: object
+        self, *, room_kind: int, max_body: int, on_room: object, on_frame: object,
+        keeps_frames: bool = True,
     ) -> None:
         self._room_kind = <uint8_t>(<int>room_kind)
         self._max_body = max_body
         self._on_room = on_room
         self._on_frame = on_frame
+        self._keeps_frames = keeps_frames
         self.is_over = False
 
     def feed(self, buffer: bytearray, filled: int) -> tuple[int, int]:
@@ -115,7 +119,7 @@ cdef class Cutter:
                     ),
                     PyBytes_FromStringAndSize(
                         <const char *>text, <Py_ssize_t>(PIPE_HEAD + length)
-                    ),
+                    ) if self._keeps_frames else None,
                 )
             else:
                 self._on_frame(

@@ -22,6 +22,7 @@
 
 #ifdef __linux__
 #include <sys/epoll.h>
+#include <sys/syscall.h>
 #define FF_HAVE_EPOLL 1
 #else
 /* Other systems keep the event loop's own transports; these names only let the core compile. */
@@ -82,7 +83,13 @@ static inline ssize_t ff_send(int fd, const uint8_t *data, size_t size, int more
     const int flags = MSG_DONTWAIT | MSG_NOSIGNAL | (more ? MSG_MORE : 0);
     ssize_t sent;
     do {
+#if defined(__linux__) && defined(__LP64__)
+        /* In a process with threads the library's send() is a place where a thread may be cancelled:
+         * it says so before and after each call, which takes as long as all else that we do for one. */
+        sent = (ssize_t)syscall(SYS_sendto, fd, data, size, flags, (void *)0, 0);
+#else
         sent = send(fd, data, size, flags);
+#endif
     } while (sent < 0 && errno == EINTR);
     return sent;
 }

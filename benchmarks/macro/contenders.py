@@ -81,7 +81,7 @@ class Contender:
 
     Attributes:
         pad: letters that make a delivery as long as everybody's; see `open_loop.calibrate`.
-        polls: see `Peer`.
+        pauses: see `Peer`.
     """
 
     name: str
@@ -90,17 +90,17 @@ class Contender:
     layout: Layout
     message: str
     pad: int = 0
-    polls: bool = False
+    pauses: bool = False
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Have its turn: one that polls is stopped outside of it."""
-        if self.polls:
+        """Have its turn: one that pauses is stopped outside of it."""
+        if self.pauses:
             self.server.resume()
         try:
             yield
         finally:
-            if self.polls:
+            if self.pauses:
                 self.server.pause()
 
     def text(self) -> str:
@@ -145,14 +145,14 @@ class Peer:
 
     Attributes:
         command: returns what starts it; raises PeerMissing.
-        polls: it keeps its CPU busy when there is nothing to do, or long after its turn with what
+        pauses: it keeps its CPU busy when there is nothing to do, or long after its turn with what
             was too much for it, so it is stopped while others have theirs.
     """
 
     name: str
     command: Callable[[Run], Sequence[str]]
     dialect: Dialect = PLAIN
-    polls: bool = False
+    pauses: bool = False
 
 
 def _python(module: str, *arguments: str) -> Callable[[Run], Sequence[str]]:
@@ -172,11 +172,11 @@ PEERS = (
     Peer("websockets", _python("websockets_broadcast", "--no-keepalive")),
     Peer("picows", _python("picows_loop")),
     Peer("aiohttp", _python("aiohttp_loop")),
-    Peer("python-socketio", _python("socketio_uvicorn"), SOCKETIO, polls=True),
+    Peer("python-socketio", _python("socketio_uvicorn"), SOCKETIO, pauses=True),
     Peer("ws", _node("node_ws.js")),
     Peer("socket.io", _node("node_socketio.js"), SOCKETIO),
     Peer("uWebSockets.js", _node("node_uws.js")),
-    Peer("socketify", _wrapped("socketify_app"), polls=True),
+    Peer("socketify", _wrapped("socketify_app"), pauses=True),
     Peer("Bun", _wrapped("bun")),
     Peer("nginx + nchan", _wrapped("nchan")),
     Peer("nats-server", _wrapped("nats"), NATS),
@@ -222,7 +222,7 @@ def start_peer(run: Run, peer: Peer, layout: Layout) -> Iterator[Contender]:
         Child(peer.name, command, cores=run.cores.server, environment=environment()) as server,
         Load(server.port, cores=run.cores.client, clients=clients) as load,
     ):
-        yield Contender(peer.name, server, load, layout, dialect.message, polls=peer.polls)
+        yield Contender(peer.name, server, load, layout, dialect.message, pauses=peer.pauses)
 
 
 @contextmanager

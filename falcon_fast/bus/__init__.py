@@ -9,9 +9,9 @@ Order
 
 Guarantee
     Each connection gets a message at most once. `publish` hands it to this process's connections at
-    once and to other nodes at the end of the loop's turn, once: it is never sent again. What other
-    nodes have sent and this one has not received is found out and told to `Receiver.lost`; so is,
-    on the other nodes, what this one could not send.
+    once and to other nodes at the end of the loop's turn, or little later, once: it is never sent
+    again. What other nodes have sent and this one has not received is found out and told to
+    `Receiver.lost`; so is, on the other nodes, what this one could not send.
 
 Who may call when
     Everything is called on the loop's thread between `start` and `close`. `publish` and `tell`

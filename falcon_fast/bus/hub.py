@@ -90,6 +90,7 @@ class Branch:
             on_room=partial(hub.take_room, self),
             on_frame=partial(hub.take, self),
             on_end=self._on_end,
+            keeps_frames=True,
         )
         self._hub = hub
         self._told_end = on_end
@@ -173,7 +174,7 @@ class Hub:
         """Return how many personal rooms and how many others have members in this node."""
         return self._personal, len(self._interest) - self._personal
 
-    def take_room(self, branch: Branch, room: str, message: bytes, frame: bytes) -> None:
+    def take_room(self, branch: Branch, room: str, message: bytes, frame: bytes | None) -> None:
         """Take a worker's message to a room.
 
         Args:

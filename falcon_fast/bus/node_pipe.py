@@ -22,7 +22,7 @@ from falcon_fast.bus.node_wire import MAX_BODY, Kind
 __all__ = ["GATHER", "MAX_WAITING", "STALL", "Pipe"]
 
 GATHER: Final = 0.001
-"""Seconds between two writes, at least; what is sent after a longer silence leaves at once."""
+"""Seconds between two writes; what is sent after a longer silence leaves at once."""
 
 READ_BUFFER: Final = 262_144
 """Octets that one read may bring."""
@@ -44,6 +44,7 @@ class Pipe(asyncio.BufferedProtocol):
 
     Args:
         on_room: called with (room, message, frame) for each message to a room that arrives.
+        keeps_frames: False to have None for the frame in which it arrives.
         on_frame: called with the kind and the body of each other frame that arrives.
         on_end: called once, with the reason, when nothing more will arrive.
         stall: seconds within which the other end has to take something of what waits for it.
@@ -52,13 +53,18 @@ class Pipe(asyncio.BufferedProtocol):
     def __init__(
         self,
         *,
-        on_room: Callable[[str, bytes, bytes], None],
+        on_room: Callable[[str, bytes, bytes | None], None],
         on_frame: Callable[[int, bytes], None],
         on_end: Callable[[str], None],
+        keeps_frames: bool = False,
         stall: float = STALL,
     ) -> None:
         self._cutter = Cutter(
-            room_kind=Kind.ROOM, max_body=MAX_BODY, on_room=on_room, on_frame=on_frame
+            room_kind=Kind.ROOM,
+            max_body=MAX_BODY,
+            on_room=on_room,
+            on_frame=on_frame,
+            keeps_frames=keeps_frames,
         )
         self._on_end = on_end
         self._stall = stall

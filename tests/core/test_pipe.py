@@ -15,7 +15,7 @@ from ..model import pipe as model
 
 ROOM: Final = 33
 MAX_BODY: Final = 300
-Event: TypeAlias = tuple[str, bytes, bytes] | tuple[int, bytes]
+Event: TypeAlias = tuple[str, bytes, bytes | None] | tuple[int, bytes]
 
 
 class Cuts(Protocol):
@@ -34,13 +34,14 @@ class MakesCutter(Protocol):
         *,
         room_kind: int,
         max_body: int,
-        on_room: Callable[[str, bytes, bytes], None],
+        on_room: Callable[[str, bytes, bytes | None], None],
         on_frame: Callable[[int, bytes], None],
+        keeps_frames: bool = True,
     ) -> Cuts: ...
 
 
 def cut(
-    make: MakesCutter, octets: bytes, *, stop_after: int | None = None
+    make: MakesCutter, octets: bytes, *, stop_after: int | None = None, keeps_frames: bool = True
 ) -> tuple[list[Event], tuple[int, int] | type[Exception]]:
     """Return what was handed over, and what was returned, or the error's type."""
     events: list[Event] = []
@@ -55,6 +56,7 @@ def cut(
         max_body=MAX_BODY,
         on_room=lambda *message: note(message),
         on_frame=lambda *frame: note(frame),
+        keeps_frames=keeps_frames,
     )
     buffer = bytearray(octets) + b"what came earlier"
     try:
@@ -91,11 +93,16 @@ frames = st.one_of(
 )
 
 
-@given(st.lists(frames, max_size=8), st.integers(0, 30), st.none() | st.integers(1, 4))
-def test_both_hand_over_the_same(pieces: list[bytes], cut_off: int, stop: int | None) -> None:
+@given(
+    st.lists(frames, max_size=8), st.integers(0, 30), st.none() | st.integers(1, 4), st.booleans()
+)
+def test_both_hand_over_the_same(
+    pieces: list[bytes], cut_off: int, stop: int | None, keeps: bool
+) -> None:
     octets = b"".join(pieces)
     octets = octets[: max(0, len(octets) - cut_off)]
-    assert cut(_core.Cutter, octets, stop_after=stop) == cut(model.Cutter, octets, stop_after=stop)
+    native = cut(_core.Cutter, octets, stop_after=stop, keeps_frames=keeps)
+    assert native == cut(model.Cutter, octets, stop_after=stop, keeps_frames=keeps)
 
 
 @given(room_names, st.binary(max_size=400))

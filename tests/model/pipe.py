@@ -29,14 +29,16 @@ class Cutter:
         *,
         room_kind: int,
         max_body: int,
-        on_room: Callable[[str, bytes, bytes], None],
+        on_room: Callable[[str, bytes, bytes | None], None],
         on_frame: Callable[[int, bytes], None],
+        keeps_frames: bool = True,
     ) -> None:
         self.is_over = False
         self._room_kind = room_kind
         self._max_body = max_body
         self._on_room = on_room
         self._on_frame = on_frame
+        self._keeps_frames = keeps_frames
 
     def feed(self, buffer: bytearray, filled: int) -> tuple[int, int]:
         """Hand over every frame that is whole; returns where the next one begins, and its size."""
@@ -56,7 +58,8 @@ class Cutter:
                 if length < LENGTH.size or LENGTH.unpack_from(body)[0] > length - LENGTH.size:
                     raise ValueError("no name")
                 name = LENGTH.size + LENGTH.unpack_from(body)[0]
-                self._on_room(body[LENGTH.size : name].decode(), body[name:], came[begin:end])
+                frame = came[begin:end] if self._keeps_frames else None
+                self._on_room(body[LENGTH.size : name].decode(), body[name:], frame)
             else:
                 self._on_frame(kind, body)
             begin = end

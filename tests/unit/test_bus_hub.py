@@ -84,15 +84,19 @@ async def test_a_workers_message_reaches_each_that_follows_the_room_once(node: H
     assert node.receiver.delivered == []
 
 
-async def test_a_plain_message_is_passed_on_in_the_octets_that_came(node: HubNode) -> None:
+async def test_a_plain_message_is_passed_on_in_the_octets_that_came(
+    node: HubNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for worker in node.workers:
         worker.follow("group:a")
     await crossed()
     node[0].link.publish(Target.ROOM, "group:a", FRAME)
+    written = wire.write_room("group:a", FRAME)
+    # Whoever would write it anew is found out.
+    monkeypatch.setattr(wire, "write_room", lambda room, message: pytest.fail("written again"))
     await crossed()
-    [*_, sent] = node[0].far.writes
-    [*_, received] = node[1].near.writes
-    assert sent == received == wire.write_room("group:a", FRAME)
+    assert [node[0].far.writes[-1], node[1].near.writes[-1]] == [written, written]
+    assert node[1].receiver.delivered == [(Target.ROOM, "group:a", FRAME)]
 
 
 async def test_who_follows_a_room_no_more_is_not_bothered(node: HubNode) -> None:

@@ -22,12 +22,13 @@ class Far:
 
     def __init__(self) -> None:
         self.heard: list[tuple[int, bytes]] = []
-        self.rooms: list[tuple[str, bytes, bytes]] = []
+        self.rooms: list[tuple[str, bytes, bytes | None]] = []
         self.ends: list[str] = []
         self.pipe = Pipe(
             on_room=lambda *message: self.rooms.append(message),
             on_frame=lambda kind, body: self.heard.append((kind, body)),
             on_end=self.ends.append,
+            keeps_frames=True,
         )
 
 
@@ -62,6 +63,17 @@ async def test_what_is_said_again_and_again_leaves_together_and_soon() -> None:
     one.pipe.send(frame(Kind.NOTE, b"5"))
     await turns()
     assert [body for _, body in other.heard][5:] == [b"5"]
+
+
+async def test_what_is_gathered_when_it_is_closed_is_sent() -> None:
+    one, other, _, _ = pair()
+    for body in (b"at once", b"gathered"):
+        one.pipe.send(frame(Kind.NOTE, body))
+        await turns()
+    one.pipe.close()
+    await asyncio.sleep(2 * GATHER)  # the timer of the gathering finds nothing to do
+    assert [body for _, body in other.heard] == [b"at once", b"gathered"]
+    assert one.ends == ["this end has closed it"]
 
 
 async def test_messages_to_rooms_arrive_between_all_else_in_order() -> None:

@@ -38,7 +38,7 @@ class Contender:
 
     server: Child
     load: Load
-    polls: bool = False
+    pauses: bool = False
 
 
 @dataclass(slots=True)
@@ -79,12 +79,12 @@ def connected(
     run: Run,
     start: Callable[[], AbstractContextManager[Child]],
     connections: int,
-    polls: bool = False,
+    pauses: bool = False,
 ) -> Iterator[Contender]:
     """Add the connections to a server."""
     with start() as server, Load(server.port, cores=run.cores.client) as load:
         load.connect(connections)
-        yield Contender(server, load, polls)
+        yield Contender(server, load, pauses)
 
 
 def sample(who: Contender, *, seconds: float, text: bool, into: Samples) -> None:
@@ -93,12 +93,12 @@ def sample(who: Contender, *, seconds: float, text: bool, into: Samples) -> None
     Raises:
         BenchmarkError: An echo was lost or had another size.
     """
-    if who.polls:  # and would take the CPU from those whose turn it is
+    if who.pauses:  # and would take the CPU from those whose turn it is
         who.server.resume()
     before = who.server.cpu_seconds()
     done = who.load.echo(size=SIZE, window=WINDOW, seconds=seconds, text=text)
     cpu = who.server.cpu_seconds() - before
-    if who.polls:
+    if who.pauses:
         who.server.pause()
     if done.missing or done.wrong:
         raise BenchmarkError(f"{who.server.name}: {done.missing} lost, {done.wrong} wrong echoes")
@@ -134,7 +134,7 @@ def run(run: Run) -> Outcome:
     for which in PEERS:
         wanted = run.peers is None or which.name in run.peers
         if wanted and which.name not in both and which.dialect == PLAIN:
-            begin = partial(connected, run, partial(other, run, which), connections, which.polls)
+            begin = partial(connected, run, partial(other, run, which), connections, which.pauses)
             starts.append((which.name, begin))
     samples: defaultdict[tuple[str, bool], Samples] = defaultdict(Samples)
     with ExitStack() as stack:

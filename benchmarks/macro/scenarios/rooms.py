@@ -9,13 +9,13 @@ burst than the limit on p99, and then has no knee.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from benchmarks.macro.contenders import NAMES, ROOFLINE, SUBJECT, Contender, Layout, starts
-from benchmarks.macro.errors import BenchmarkError, ChildFailed
+from benchmarks.macro.errors import BenchmarkError
 from benchmarks.macro.figures import Json, rounded
 from benchmarks.macro.open_loop import GENERATOR_BUSY, PATIENCE, Series, Window, connect, measure
 from benchmarks.macro.report import Comparison, Outcome, Table, Target
@@ -123,15 +123,18 @@ def restore(who: Contender) -> None:
 
 def step(
     who: Contender,
+    gave_up: Counter[str],
     rate: float,
     seconds: float,
     burst: int,
     enough: Callable[[Window], bool] | None = None,
     patience: float = PATIENCE,
 ) -> tuple[Window, bool]:
-    """Take one window and clean up after one that was too much."""
-    if who.load.stats().open < who.layout.connections:
-        restore(who)  # it gave up on some of them while others had their turn
+    """Take one window and clean up after one that was too much; counts who was lost before it."""
+    if (left := who.load.stats().open) < who.layout.connections:
+        # It gave up on some of them while others had their turn.
+        gave_up[who.name] += who.layout.connections - left
+        restore(who)
     window = measure(who, rate=rate, seconds=seconds, burst=burst, enough=enough, patience=patience)
     good = carried(window) and who.load.stats().open == who.layout.connections
     if not good:
@@ -158,6 +161,7 @@ def run(run: Run) -> Outcome:
     )
     searches: dict[str, Search] = {}
     finals: defaultdict[tuple[str, str], Series] = defaultdict(Series)
+    gave_up: Counter[str] = Counter()
     with ExitStack() as stack:
         present = enter_present(stack, outcome, starts(run, layout, run.peers), optional=NAMES)
         for name, who in list(present.items()):
@@ -180,8 +184,10 @@ def run(run: Run) -> Outcome:
             for name in active:
                 rate = searches[name].next()
                 try:
-                    window, good = step(present[name], rate, short, run.burst, carried)
-                except (ChildFailed, BenchmarkError) as error:
+                    window, good = step(present[name], gave_up, rate, short, run.burst, carried)
+                except BenchmarkError as error:
+                    if name not in NAMES:
+                        raise
                     outcome.skipped.append(f"{name}: {error}")
                     del present[name]
                     continue
@@ -194,13 +200,18 @@ def run(run: Run) -> Outcome:
                 rate = max(searches[name].top * share, searches[name].least)
                 try:
                     patience = PATIENCE if searches[name].good else LONG_PATIENCE
-                    window, _ = step(present[name], rate, long, run.burst, patience=patience)
-                except (ChildFailed, BenchmarkError) as error:
+                    window, _ = step(
+                        present[name], gave_up, rate, long, run.burst, patience=patience
+                    )
+                except BenchmarkError as error:
+                    if name not in NAMES:
+                        raise
                     outcome.skipped.append(f"{name}: {error}")
                     del present[name]
                     continue
                 finals[name, where].windows.append(window)
     summarise(outcome, layout, list(present), searches, finals)
+    outcome.figures["clients_lost_between_turns"] = dict(gave_up)
     return outcome
 
 
@@ -246,7 +257,7 @@ def summarise(
                 cost.text(),
                 f"{per_cpu[name]:,.0f}",
                 f"{per_cpu[name] / per_cpu[SUBJECT]:.3f}" if SUBJECT in per_cpu else "-",
-                f"{p99[name]:.1f}",
+                f"{p99[name]:.1f}" if knee else "-",
                 f"{batch[name]:.1f}",
                 f"{last.server_busy:.0%} / {busy:.0%}",
             ]
@@ -280,8 +291,9 @@ def summarise(
             name: {
                 "cpu": 1e6 / per_cpu[name],
                 "knee": searches[name].good * layout.members,
-                "p99": p99[name],
                 "batch": batch[name],
+                # Who has no knee has no share of it either.
+                **({"p99": p99[name]} if searches[name].good else {}),
             }
             for name in names
         },
@@ -294,5 +306,7 @@ def summarise(
         title = f"deliveries per CPU second, {layout.text()}, to those of {peer}"
         ratio = per_cpu[SUBJECT] / per_cpu[peer]
         outcome.targets.append(Target(title, ratio, AHEAD.get(peer, 1.0), at_most=False))
+        if not searches[peer].good:
+            continue
         title = f"p99 at 70 % of the knee, {layout.text()}, to that of {peer}"
         outcome.targets.append(Target(title, p99[SUBJECT] / p99[peer], 1.0))

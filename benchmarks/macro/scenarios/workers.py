@@ -9,8 +9,8 @@ CPU at every message would show what their caches cost each other, and that only
 
 A machine with two CPUs is full of two workers, a node process and a generator, and a delivery costs
 anybody more there than on a machine that is half empty. So there is a third contender: two servers
-that do not know each other, with half the rooms each, at the same time. What two workers need more
-than these is what sharing costs.
+that do not know each other, with half the rooms each, at the same time, and with a generator each.
+What two workers need more than these is, but for the generators, what sharing costs.
 """
 
 from __future__ import annotations
@@ -82,8 +82,9 @@ def measured(servers: Sequence[Contender], rate: float, seconds: float) -> list[
     """Return a window of each server, all taken at the same time, with this rate in all."""
 
     def window(who: Contender) -> Window:
-        # What the others do is no disturbance here.
-        return measure(who, rate=rate / len(servers), seconds=seconds, enough=lambda _: True)
+        # What the other one of two does is no disturbance.
+        enough = None if len(servers) == 1 else lambda _: True
+        return measure(who, rate=rate / len(servers), seconds=seconds, enough=enough)
 
     with ThreadPoolExecutor(len(servers)) as pool:
         return list(pool.map(window, servers))
@@ -92,6 +93,8 @@ def measured(servers: Sequence[Contender], rate: float, seconds: float) -> list[
 @contextmanager
 def apart(run: Run, layout: Layout) -> Iterator[list[Contender]]:
     """Start as many servers as there are workers, each with its part of the rooms."""
+    if layout.rooms % WORKERS:
+        raise BenchmarkError(f"{layout.rooms} rooms cannot be shared by {WORKERS} servers")
     part = Layout(layout.rooms // WORKERS, layout.members)
     with ExitStack() as stack:
         yield [stack.enter_context(start_falcon(run, part, APART)) for _ in range(WORKERS)]
