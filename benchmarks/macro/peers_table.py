@@ -105,8 +105,14 @@ def _cell(part: Part, name: str, row: Row, key: str) -> str:
     value, own = row["values"].get(key), row["beside"].get(key)
     if value is None:
         return "-"
-    ratio = f" ({value / own:.2g} ×)" if own and value else ""
-    return _number(value) + ratio
+    if not own or not value:
+        return _number(value)
+    ratio = value / own
+    return (
+        f"{_number(value)} ({ratio:,.0f} ×)"
+        if ratio >= 100
+        else f"{_number(value)} ({ratio:.2g} ×)"
+    )
 
 
 def _number(value: float) -> str:
