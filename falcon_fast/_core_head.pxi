@@ -29,7 +29,6 @@ _SIXBIT[0x5F] = 64
 
 cdef extern from "Python.h":
     str PyUnicode_DecodeLatin1(const char *text, Py_ssize_t size, const char *errors)
-    str PyUnicode_DecodeUTF8(const char *text, Py_ssize_t size, const char *errors)
     bint PyUnicode_IS_ASCII(str text)
     Py_ssize_t PyUnicode_GET_LENGTH(str text)
 

@@ -3,6 +3,9 @@
 # Nearly all of them are messages to rooms, and those are written and read here; a process that only
 # passes one on sends the octets that came.
 
+cdef extern from "Python.h":
+    str PyUnicode_DecodeUTF8(const char *text, Py_ssize_t size, const char *errors)
+
 cdef enum:
     PIPE_HEAD = 5               # octets: the length of a body, and the kind of a frame
     PIPE_ROOM = 9               # the same, and the length of a room's name
@@ -33,8 +36,8 @@ def room_frame(kind: int, room: str, message: bytes, max_body: int) -> bytes:
     Raises:
         ValueError: it would be larger.
     """
-    cdef bytes name = (<str>room).encode()
-    cdef Py_ssize_t named = PyBytes_GET_SIZE(name), size = PyBytes_GET_SIZE(message)
+    cdef Py_ssize_t named = 0, size = PyBytes_GET_SIZE(message)
+    cdef const char *name = PyUnicode_AsUTF8AndSize(room, &named)  # the string's own, no copy
     cdef Py_ssize_t body = PIPE_ROOM - PIPE_HEAD + named + size
     if body > <Py_ssize_t>max_body:
         raise ValueError(f"a message between processes has {body} octets")
@@ -43,7 +46,7 @@ def room_frame(kind: int, room: str, message: bytes, max_body: int) -> bytes:
     _put_length(text, body)
     text[4] = <uint8_t>(<int>kind)
     _put_length(text + PIPE_HEAD, named)
-    memcpy(text + PIPE_ROOM, PyBytes_AS_STRING(name), <size_t>named)
+    memcpy(text + PIPE_ROOM, name, <size_t>named)
     memcpy(text + PIPE_ROOM + named, PyBytes_AS_STRING(message), <size_t>size)
     return frame
 

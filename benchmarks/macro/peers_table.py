@@ -108,11 +108,8 @@ def _cell(part: Part, name: str, row: Row, key: str) -> str:
     if not own or not value:
         return _number(value)
     ratio = value / own
-    return (
-        f"{_number(value)} ({ratio:,.0f} ×)"
-        if ratio >= 100
-        else f"{_number(value)} ({ratio:.2g} ×)"
-    )
+    shown = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2g}"
+    return f"{_number(value)} ({shown} ×)"
 
 
 def _number(value: float) -> str:

@@ -1,10 +1,10 @@
 """A worker's bus: the worker's end of the socket pair to its node process.
 
 What the worker publishes reaches its own connections at once and leaves for the hub at the end of
-the loop's turn, or within a millisecond (see `node_pipe`); what it hears of siblings and of other
-nodes, it hears from the hub. Whether other nodes can be reached is known from what the hub has told
-last. Without the node process there is nothing left to do for a worker: when the pipe ends, so does
-it.
+the loop's turn, or about a millisecond later (see `node_pipe`); what it hears of siblings and of
+other nodes, it hears from the hub. Whether other nodes can be reached is known from what the hub
+has told last. Without the node process there is nothing left to do for a worker: when the pipe
+ends, so does it.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final, Protocol, TypeAlias
+from typing import Final, TypeAlias
 
 import pytest
 from hypothesis import given
@@ -18,30 +17,12 @@ MAX_BODY: Final = 300
 Event: TypeAlias = tuple[str, bytes, bytes | None] | tuple[int, bytes]
 
 
-class Cuts(Protocol):
-    """Either of the two."""
-
-    is_over: bool
-
-    def feed(self, buffer: bytearray, filled: int) -> tuple[int, int]: ...
-
-
-class MakesCutter(Protocol):
-    """Makes one."""
-
-    def __call__(
-        self,
-        *,
-        room_kind: int,
-        max_body: int,
-        on_room: Callable[[str, bytes, bytes | None], None],
-        on_frame: Callable[[int, bytes], None],
-        keeps_frames: bool = True,
-    ) -> Cuts: ...
-
-
 def cut(
-    make: MakesCutter, octets: bytes, *, stop_after: int | None = None, keeps_frames: bool = True
+    make: type[_core.Cutter | model.Cutter],
+    octets: bytes,
+    *,
+    stop_after: int | None = None,
+    keeps_frames: bool = True,
 ) -> tuple[list[Event], tuple[int, int] | type[Exception]]:
     """Return what was handed over, and what was returned, or the error's type."""
     events: list[Event] = []

@@ -26,7 +26,7 @@ from ..support.loop import FakeTimeLoop
 from ..support.nodes import listen
 from ..support.pipe import End, crossed, join
 
-CROSSING = 20 * GATHER
+CROSSING = 2.5 * GATHER
 """Seconds that a question may take through all pipes and back: nobody is waited for longer."""
 
 loop_factory = FakeTimeLoop
@@ -195,7 +195,7 @@ async def test_with_shards_too(sharded: House) -> None:
         assert (sent.recipients_count, sent.partial) == (3, ())
         sent = await service.send_to_user("bob", "notification", {})
         assert (sent.recipients_count, sent.partial) == (1, ())
-        assert loop.time() < began + CROSSING  # nobody was waited for
+        assert loop.time() <= began + CROSSING  # nobody was waited for
     assert [len(client.take()) for client in (ann, bob)] == [2, 4]
 
 
@@ -212,7 +212,7 @@ async def test_while_other_nodes_are_away_the_node_is_whole(house: House) -> Non
     assert {info.id for info in listed.items} == {ann.id, bob.id}
     assert listed.partial == (house.far.gateway.node_id,)
     assert (await house.service.get_connection(bob.id)).user_id == "bob"
-    assert loop.time() < began + CROSSING  # those who cannot be asked are not waited for
+    assert loop.time() <= began + CROSSING  # those who cannot be asked are not waited for
     with pytest.raises(BusUnavailable):
         await house.service.broadcast("notification", {})
     [answer] = [

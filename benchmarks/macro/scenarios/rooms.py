@@ -162,6 +162,14 @@ def run(run: Run) -> Outcome:
     searches: dict[str, Search] = {}
     finals: defaultdict[tuple[str, str], Series] = defaultdict(Series)
     gave_up: Counter[str] = Counter()
+
+    def leave_out(name: str, error: BenchmarkError) -> None:
+        """Go on without a peer; without the server or the C loop there is nothing to compare."""
+        if name not in NAMES:
+            raise error
+        outcome.skipped.append(f"{name}: {error}")
+        del present[name]
+
     with ExitStack() as stack:
         present = enter_present(stack, outcome, starts(run, layout, run.peers), optional=NAMES)
         for name, who in list(present.items()):
@@ -186,10 +194,7 @@ def run(run: Run) -> Outcome:
                 try:
                     window, good = step(present[name], gave_up, rate, short, run.burst, carried)
                 except BenchmarkError as error:
-                    if name not in NAMES:
-                        raise
-                    outcome.skipped.append(f"{name}: {error}")
-                    del present[name]
+                    leave_out(name, error)
                     continue
                 searches[name].note(window, good)
         run.say(f"rooms {layout.text()}: {repeats} repetitions at and below the knees")
@@ -204,10 +209,7 @@ def run(run: Run) -> Outcome:
                         present[name], gave_up, rate, long, run.burst, patience=patience
                     )
                 except BenchmarkError as error:
-                    if name not in NAMES:
-                        raise
-                    outcome.skipped.append(f"{name}: {error}")
-                    del present[name]
+                    leave_out(name, error)
                     continue
                 finals[name, where].windows.append(window)
     summarise(outcome, layout, list(present), searches, finals)
