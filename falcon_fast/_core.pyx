@@ -133,10 +133,14 @@ cdef enum:
     WAKE_BUDGET_NS = 5000000    # after 5 ms the loop gets its turn; the rest is served next time
     ARENA_LIMIT = 1048576       # octets of frames collected in a tick before they are sent early
     ARENA_KEEP = 262144         # a larger arena is given back after the tick
-    TICK_MS = 250               # the timer wheel's step; `tick` is called this often
+    TICK_MS = 250               # the timer wheel's step: how exactly things come due
+    TICKS_AHEAD = 4             # how many steps may pass without a tick when nothing is due
+    PING_GRID_MS = 1000         # pings leave at whole seconds
+    PING_GRIDS = 10             # if so many of them are no more than the ping interval
+    PINGS_AT_ONCE = 512         # more would hold up the loop: they leave in parts then
     BUCKETS = 256               # the wheel spans 64 s; what is due later is looked at again then
     LINGER_MS = 450             # how long a closed connection may take; with two ticks below 1 s
-    STALL_MS = 2000             # a gap between ticks that counts as the loop having stood still
+    STALL_MS = 2000             # a tick as late as this means that the loop stood still
     GRACE_MS = 5000             # after which nobody is called silent before its input was read
     REFUSING_GAP_MS = 1000      # refusals further apart than this are not one flood
     REFUSING_LIMIT_MS = 10000   # a flood that lasts this long ends the connection
@@ -331,10 +335,12 @@ cdef class Core(_Input):
 
         self._allocate()
         self._make_room()       # ALL
-        self.started_ns = ff_monotonic_ns()
-        self.started = clock() if clock is not None else self.started_ns / 1e9
+        # The wheel's steps are those of the clock: whoever wakes at whole seconds wakes for it too.
+        self.started_ns = ff_monotonic_ns() // 1000000000 * 1000000000
+        self.started = clock() // 1 if clock is not None else self.started_ns / 1e9
         self._touch_clock()
         self.wheel_at = self.now_ms // TICK_MS
+        self.next_tick = self.wheel_at + 1
         if epoll and FF_HAVE_EPOLL:
             self.poll_fd = ff_epoll_create()
             if self.poll_fd < 0:
@@ -441,7 +447,9 @@ cdef class Core(_Input):
             self.random ^= self.random << 13
             self.random ^= self.random >> 17
             self.random ^= self.random << 5
-            conn.alarm = <uint32_t>self.now_ms + 1 + self.random % self.ping_interval
+            conn.alarm = self._ping_moment(
+                slot, self.now_ms + 1 + self.random % self.ping_interval, True
+            )
         self.open_count += 1
         self.deflate_count += self.variant_of[slot] != PLAIN
         self.counted.adopted += 1
@@ -743,16 +751,30 @@ cdef class Core(_Input):
             self.conns[slot].expires = <uint32_t>((<uint64_t>left + TICK_MS - 1) // TICK_MS)
             self._arm(slot)
 
-    def tick(self) -> None:
+    def tell_hurry(self, function: object) -> None:
+        """Say what is called when something will be due earlier than the last `tick` asked for.
+
+        The next tick is to come at the next multiple of 0.25 s then.
+
+        Args:
+            function: called without arguments from within other calls; it must not use the core.
+                None for nothing, as at first.
+        """
+        self.on_hurry = function
+
+    def tick(self) -> int:
         """Do what has come due: pings, silence, stalled writes, expiries, lingering closes.
 
-        To be called every 0.25 s; a late call catches up.
+        To be called when the clock passes the multiples of 0.25 s; a late call catches up.
+
+        Returns:
+            In how many of these steps something may be due again, 1 to 4; see `tell_hurry`.
         """
         cdef uint64_t current, bucket
         cdef int32_t slot
         self._touch_clock()
         current = self.now_ms // TICK_MS
-        if (current - self.wheel_at) * TICK_MS > STALL_MS:
+        if current >= self.next_tick + STALL_MS // TICK_MS:
             self.grace_until = self.now_ms + GRACE_MS
         self.depth += 1
         try:
@@ -768,12 +790,17 @@ cdef class Core(_Input):
         finally:
             self.depth -= 1
         self.flush()
+        current = 1
+        while current < TICKS_AHEAD and self.wheel[(self.wheel_at + current) % BUCKETS] < 0:
+            current += 1
+        self.next_tick = self.wheel_at + current
+        return current
 
     @cython.final
     cdef int _due(self, uint32_t slot) except -1:
         cdef Conn *conn = &self.conns[slot]
         cdef uint32_t now = <uint32_t>self.now_ms, generation = conn.generation
-        cdef uint32_t backlog
+        cdef uint32_t backlog, late
         if conn.state == CLOSING:
             if <int32_t>(now - conn.alarm) >= 0:
                 return self._release(slot)
@@ -799,9 +826,12 @@ cdef class Core(_Input):
             if now - conn.queue.progress_at >= self.write_timeout and self.now_ms >= self.grace_until:
                 return self._close_slow(slot)
         if self.ping_interval and <int32_t>(now - conn.alarm) >= 0:
-            conn.alarm += self.ping_interval
-            if <int32_t>(now - conn.alarm) >= 0:
-                conn.alarm = now + self.ping_interval
+            late = now - conn.alarm
+            conn.alarm = self._ping_moment(
+                slot,
+                self.now_ms + self.ping_interval - (late if late < self.ping_interval else 0),
+                False,
+            )
             if conn.queue == NULL:
                 self._note_own(slot, OP_PING, NULL, 0)
         return self._arm(slot)

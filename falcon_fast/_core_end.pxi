@@ -103,6 +103,7 @@ cdef class _End(_Rooms):
         free_assembly(conn)
         free(conn.held)
         conn.held = NULL
+        self._touch_clock()
         conn.alarm = <uint32_t>self.now_ms + LINGER_MS
         self.open_count -= 1
         self.deflate_count -= self.variant_of[slot] != PLAIN

@@ -497,6 +497,7 @@ cdef class _Output(_Deflate):
         cdef bint first = conn.queue == NULL
         queue_push(conn, block, offset, messages)
         if first:
+            self._touch_clock()
             conn.queue.progress_at = <uint32_t>self.now_ms
             if conn.fd >= 0:
                 self._watch(slot)

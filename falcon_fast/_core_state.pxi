@@ -50,7 +50,7 @@ cdef class _State:
     """Attributes, memory, slots and handles."""
 
     cdef:
-        object on_message, on_close, on_refused, on_expire, on_error, schedule, clock
+        object on_message, on_close, on_refused, on_expire, on_error, schedule, clock, on_hurry
         list close_frames       #: list[bytes]
         list close_codes        #: list[int]
         int poll_fd             # the epoll set, -1 without one
@@ -80,7 +80,7 @@ cdef class _State:
         int event_at, event_count
 
         int32_t wheel[BUCKETS]
-        uint64_t started_ns, now_ms, wheel_at, grace_until
+        uint64_t started_ns, now_ms, wheel_at, next_tick, grace_until
         double started
 
         uint8_t *arena

@@ -18,6 +18,7 @@ cdef class _Time(_State):
         cdef Conn *conn = &self.conns[slot]
         cdef uint32_t now = <uint32_t>self.now_ms
         cdef int64_t wait = (BUCKETS - 1) * TICK_MS, at
+        cdef uint64_t step
         if conn.state == CLOSING:
             wait = min(wait, <int32_t>(conn.alarm - now))
         else:
@@ -37,6 +38,7 @@ cdef class _Time(_State):
         self._wheel_remove(slot)
         at = (<int64_t>self.now_ms + max(wait, 1) + TICK_MS - 1) // TICK_MS
         at = min(max(at, <int64_t>self.wheel_at + 1), <int64_t>self.wheel_at + BUCKETS - 1)
+        step = <uint64_t>at
         at = at % BUCKETS
         conn.wheel_bucket = <int16_t>at
         conn.wheel_previous = -1
@@ -44,7 +46,28 @@ cdef class _Time(_State):
         if conn.wheel_next >= 0:
             self.conns[conn.wheel_next].wheel_previous = <int32_t>slot
         self.wheel[at] = <int32_t>slot
+        if step < self.next_tick:
+            self.next_tick = step
+            if self.on_hurry is not None:
+                self.on_hurry()
         return 0
+
+    @cython.final
+    cdef uint32_t _ping_moment(self, uint32_t slot, uint64_t at, bint is_first) noexcept:
+        """Return when in the second of a time a connection is pinged: all at its beginning, for what
+        is idle wakes once for all of them then, or if there are many, in two or four parts."""
+        cdef uint32_t parts = 1
+        if self.ping_interval < PING_GRIDS * PING_GRID_MS:
+            return <uint32_t>at
+        while parts < PING_GRID_MS // TICK_MS and (
+            <uint64_t>self.open_count * PING_GRID_MS
+            > <uint64_t>parts * PINGS_AT_ONCE * self.ping_interval
+        ):
+            parts *= 2
+        if is_first:
+            at += PING_GRID_MS - 1      # not before now
+        at -= at % PING_GRID_MS
+        return <uint32_t>(at + slot % parts * (PING_GRID_MS // parts))
 
     @cython.final
     cdef void _wheel_remove(self, uint32_t slot) noexcept:

@@ -7,12 +7,13 @@ import contextlib
 from typing import Final, Generic, TypeVar
 
 from falcon_fast._core import Core
+from falcon_fast.clock import until_beat
 from falcon_fast.statistics import Histogram
 
 __all__ = ["CoreDriver"]
 
 TICK: Final = 0.25
-"""Seconds between two turns of the core's timer wheel."""
+"""Seconds between two steps of the core's timer wheel."""
 
 LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 """Seconds, the buckets of the loop's lateness."""
@@ -21,7 +22,7 @@ OwnerT = TypeVar("OwnerT")
 
 
 class CoreDriver(Generic[OwnerT]):
-    """Calls `ready` when the core's epoll set is readable, and `tick` four times a second.
+    """Calls `ready` when the core's epoll set is readable, and `tick` when something may be due.
 
     Attributes:
         lag: how late the ticks were, in seconds: what everything else had to wait for the loop.
@@ -38,17 +39,26 @@ class CoreDriver(Generic[OwnerT]):
         """Begin; the loop must be the one the core's `schedule` belongs to."""
         if self._core.epoll_fd >= 0:
             self._loop.add_reader(self._core.epoll_fd, self._core.ready)
+        self._core.tell_hurry(self._wait)
         self._wait()
 
-    def _wait(self) -> None:
-        self._due = self._loop.time() + TICK
-        self._timer = self._loop.call_later(TICK, self._tick)
+    def _wait(self, steps: int = 1) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        now = self._loop.time()
+        wait = until_beat(now, TICK) + (steps - 1) * TICK
+        self._due = now + wait
+        self._timer = self._loop.call_later(wait, self._tick)
 
     def _tick(self) -> None:
         # A loop may run a timer up to its clock's resolution early.
         self.lag.add(max(0.0, self._loop.time() - self._due))
-        self._wait()
-        self._core.tick()
+        steps = 1
+        try:
+            steps = self._core.tick()
+        finally:
+            if self._timer is not None:
+                self._wait(steps)
 
     def stop(self) -> None:
         """Stop, and shut the core down with all its connections. May be called more than once."""
@@ -56,6 +66,7 @@ class CoreDriver(Generic[OwnerT]):
             return
         self._timer.cancel()
         self._timer = None
+        self._core.tell_hurry(None)
         if self._core.epoll_fd >= 0:
             with contextlib.suppress(ValueError, OSError):
                 self._loop.remove_reader(self._core.epoll_fd)

@@ -23,7 +23,7 @@ from falcon_fast._core import Core, Seats
 from falcon_fast.admission import Admissions
 from falcon_fast.auth import TokenVerifier
 from falcon_fast.bus import Bus, BusStatistics, Loss, Target
-from falcon_fast.clock import Clock
+from falcon_fast.clock import Clock, until_beat
 from falcon_fast.cluster import Cluster
 from falcon_fast.codes import CloseReason, close_table
 from falcon_fast.directory import Directory
@@ -75,6 +75,9 @@ SWEEP_BATCH: Final = 512
 
 SWEEP_INTERVAL: Final = 0.25
 """Seconds between two looks at all connections: revocations that come one by one share them."""
+
+COUNT_EVERY: Final = 1.0
+"""Seconds between two reports of how many are in the rooms that somebody watches."""
 
 MISBEHAVIOUR: Final = frozenset(
     {
@@ -771,7 +774,8 @@ class Gateway:
 
     def _count_rooms(self) -> None:
         self.rooms.tell_counts()
-        self._counting = self._loop.call_later(1.0, self._count_rooms)
+        wait = until_beat(self._loop.time(), COUNT_EVERY)
+        self._counting = self._loop.call_later(wait, self._count_rooms)
 
     def find(self, connection_id: str) -> Session | None:
         """See `session.Host`."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from falcon_fast.clock import Clock
+from falcon_fast.clock import Clock, until_beat
 from falcon_fast.errors import BusUnavailable, NotFoundError
 from falcon_fast.identity import new_id
 from falcon_fast.revocation import (
@@ -239,7 +239,7 @@ class Revoker:
         purge_at = loop.time() + PURGE_INTERVAL
         save_at, delay = loop.time(), RETRY_FIRST
         while True:
-            await asyncio.sleep(TICK)
+            await asyncio.sleep(until_beat(loop.time(), TICK))
             if self._unsaved and loop.time() >= save_at:
                 delay = RETRY_FIRST if await self._save_all() else min(RETRY_LAST, delay * 2)
                 save_at = loop.time() + delay * random.uniform(0.5, 1.0)

@@ -21,7 +21,7 @@ from typing import Final, Protocol
 from falcon_fast import crew
 from falcon_fast.bus.node_link import NodeLink
 from falcon_fast.bus.node_registry import NodeRegistry
-from falcon_fast.clock import SystemClock
+from falcon_fast.clock import SystemClock, until_beat
 from falcon_fast.crew import Order, Report
 from falcon_fast.errors import FalconError
 from falcon_fast.gateway import Gateway
@@ -185,7 +185,8 @@ class Worker:
             self._tell(is_full=self._reports % crew.FIGURES_EVERY == 0)
         self._reports += 1
         loop = asyncio.get_running_loop()
-        self._reporting = loop.call_later(crew.REPORT_EVERY, self._report_regularly)
+        wait = until_beat(loop.time(), crew.REPORT_EVERY)
+        self._reporting = loop.call_later(wait, self._report_regularly)
 
     def _stop_reporting(self) -> None:
         self._tell = None

@@ -23,6 +23,7 @@ from typing import Final, Protocol, TypeAlias, TypeVar
 
 from falcon_fast import crew
 from falcon_fast.bus.hub import Branch, Hub
+from falcon_fast.clock import until_beat
 from falcon_fast.crew import Order, Report
 from falcon_fast.errors import FalconError
 from falcon_fast.gateway import Gateway
@@ -473,7 +474,7 @@ class Workers:
         """Kill workers that are stuck: their clients come back to one that is not."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        self._look = loop.call_later(LOOK, self._look_at_them)
+        self._look = loop.call_later(until_beat(now, LOOK), self._look_at_them)
         if now - self._looked_at > 2 * LOOK:
             # It was us who stood still: their reports are still on the way.
             for worker in self._live.values():

@@ -29,6 +29,8 @@ ROOFLINE = "C relay"
 SUBJECT = "falcon_fast"
 #: The server of another tree (--against), for a comparison of two states of the source.
 OTHER = "falcon_fast, other tree"
+#: Variable that tells a peer after how many seconds to ping a silent client, where it would not.
+PING = "BENCHMARK_PING"
 #: Letters and digits that a stamp takes in a message.
 STAMP_BYTES = 17
 #: Settings of the real server for a client that is a crowd, and for rooms whose members come at
@@ -203,8 +205,14 @@ def falcon_message() -> str:
 
 
 @contextmanager
-def start_peer(run: Run, peer: Peer, layout: Layout) -> Iterator[Contender]:
+def start_peer(run: Run, peer: Peer, layout: Layout, ping: float = 0.0) -> Iterator[Contender]:
     """Start a peer and a generator for it.
+
+    Args:
+        run: its CPUs.
+        peer: the server.
+        layout: the rooms.
+        ping: see `starts`.
 
     Raises:
         PeerMissing: What it needs is not installed.
@@ -218,19 +226,21 @@ def start_peer(run: Run, peer: Peer, layout: Layout) -> Iterator[Contender]:
         pong=dialect.pong,
     )
     command = peer.command(run)
+    told = {**environment(), **({PING: f"{ping:g}"} if ping else {})}
     with (
-        Child(peer.name, command, cores=run.cores.server, environment=environment()) as server,
+        Child(peer.name, command, cores=run.cores.server, environment=told) as server,
         Load(server.port, cores=run.cores.client, clients=clients) as load,
     ):
         yield Contender(peer.name, server, load, layout, dialect.message, pauses=peer.pauses)
 
 
 @contextmanager
-def start_roofline(run: Run, layout: Layout) -> Iterator[Contender]:
+def start_roofline(run: Run, layout: Layout, ping: float = 0.0) -> Iterator[Contender]:
     """Start the C loop over send(2)."""
+    arguments = ["--ping", f"{ping:g}"] if ping else []
     clients = Clients(path=PLAIN.path, rooms=room_names(layout), members=layout.members)
     with (
-        run.server(ROOFLINE, [str(program("sendloop"))]) as server,
+        run.server(ROOFLINE, [str(program("sendloop")), *arguments]) as server,
         Load(server.port, cores=run.cores.client, clients=clients) as load,
     ):
         yield Contender(ROOFLINE, server, load, layout, PLAIN.message)
@@ -270,13 +280,17 @@ NAMES = tuple(peer.name for peer in PEERS)
 Starts = list[tuple[str, Callable[[], AbstractContextManager[Contender]]]]
 
 
-def starts(run: Run, layout: Layout, wanted: Sequence[str] | None = None) -> Starts:
+def starts(
+    run: Run, layout: Layout, wanted: Sequence[str] | None = None, *, ping: float = 0.0
+) -> Starts:
     """Return what starts each contender, the C loop and the server first.
 
     Args:
         run: its CPUs and loop.
         layout: the rooms.
         wanted: names of peers; None for all.
+        ping: seconds between the pings of the C loop and of peers that send them only if told to;
+            0 for none. The server has its own 30 s.
 
     Raises:
         BenchmarkError: There is no peer of such a name.
@@ -286,7 +300,7 @@ def starts(run: Run, layout: Layout, wanted: Sequence[str] | None = None) -> Sta
         known = ", ".join(peer.name for peer in PEERS)
         raise BenchmarkError(f"no peer {sorted(unknown)[0]!r}; there are {known}")
     return [
-        (ROOFLINE, partial(start_roofline, run, layout)),
+        (ROOFLINE, partial(start_roofline, run, layout, ping)),
         (SUBJECT, partial(start_falcon, run, layout)),
         *(
             [(OTHER, partial(start_falcon, run, layout, OTHER, run.against))]
@@ -294,7 +308,7 @@ def starts(run: Run, layout: Layout, wanted: Sequence[str] | None = None) -> Sta
             else []
         ),
         *(
-            (peer.name, partial(start_peer, run, peer, layout))
+            (peer.name, partial(start_peer, run, peer, layout, ping))
             for peer in PEERS
             if wanted is None or peer.name in wanted
         ),

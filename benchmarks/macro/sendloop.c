@@ -1,11 +1,13 @@
 /* The kernel's price of a fan-out: a plain loop over send(2), next to nothing else.
  *
- * Usage: sendloop
+ * Usage: sendloop [--ping SECONDS]
  *
  * Listens on a free loopback port, answers each upgrade request with the constant 101 of
  * RFC 6455's sample key, and keeps the sockets. Who asked for "/room/N" is in room N: what one of
  * its members says goes to all of them, once all input of a turn is read, all messages of the turn
  * in one piece. What a socket does not take at once is lost; there are no queues here.
+ * With --ping each socket is sent a ping so often, four times a second those whose turn it is, and
+ * whatever comes is taken for a pong: the kernel's price of connections that say nothing.
  * Commands on stdin, JSON lines on stdout:
  *
  *   fanout messages=K bytes=S   send K text frames of S bytes to every socket, in one piece
@@ -53,6 +55,10 @@ static uint32_t dirty[ROOMS_MAX]; /* rooms with news in this turn */
 static size_t dirty_count;
 static uint32_t *room_of; /* by descriptor */
 static uint64_t refused_relays;
+static double ping_every;   /* seconds; 0 for no pings */
+static uint64_t pinged_at;  /* when the last were sent, in nanoseconds */
+static double pings_owed;   /* by then, with a fraction */
+static size_t ping_next;    /* the socket whose turn it is */
 
 static uint64_t cpu_ns(void) {
     struct rusage usage;
@@ -171,12 +177,15 @@ static void relay(void) {
  * what is left of one waits in the socket, looked at but not taken. */
 static void on_input(int fd, bool *upgraded) {
     static unsigned char buffer[READ_BUFFER_BYTES];
-    ssize_t got = recv(fd, buffer, sizeof buffer - 1, MSG_PEEK);
+    bool is_pong = upgraded[fd] && ping_every > 0;
+    ssize_t got = recv(fd, buffer, sizeof buffer - 1, is_pong ? 0 : MSG_PEEK);
     if (got <= 0) {
         upgraded[fd] = false;
         forget(fd);
         return;
     }
+    if (is_pong)
+        return;
     size_t used = 0;
     if (upgraded[fd]) {
         ssize_t taken;
@@ -202,6 +211,28 @@ static void on_input(int fd, bool *upgraded) {
     }
     if (used > 0 && recv(fd, buffer, used, 0) != (ssize_t)used)
         die("recv");
+}
+
+/* Send the pings that are due; returns the milliseconds until the next are. */
+static int ping(void) {
+    static const unsigned char frame[] = {0x89, 0};
+    static const uint64_t turn = 250000000u;
+    if (ping_every <= 0)
+        return -1;
+    uint64_t now = now_ns();
+    if (now - pinged_at >= turn) {
+        pings_owed += (double)held * (double)(now - pinged_at) / 1e9 / ping_every;
+        pinged_at = now;
+        if (pings_owed > (double)held)
+            pings_owed = (double)held;
+        for (; pings_owed >= 1; pings_owed--) {
+            if (ping_next >= held)
+                ping_next = 0;
+            if (send(sockets[ping_next++], frame, sizeof frame, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
+                refused_relays++;
+        }
+    }
+    return (int)((turn - (now - pinged_at)) / 1000000u) + 1;
 }
 
 static void fan_out(const char *line) {
@@ -239,7 +270,10 @@ static void fan_out(const char *line) {
     free(piece);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    if (argc == 3 && strcmp(argv[1], "--ping") == 0)
+        ping_every = strtod(argv[2], NULL);
+    pinged_at = now_ns();
     unsigned limit = raise_file_limit();
     capacity = limit;
     sockets = calloc(limit, sizeof *sockets);
@@ -260,7 +294,7 @@ int main(void) {
     printf("{\"event\":\"ready\",\"port\":%d,\"versions\":{}}\n", ntohs(address.sin_port));
     for (;;) {
         struct epoll_event events[MAX_EVENTS];
-        int n = epoll_wait(epoll, events, MAX_EVENTS, -1);
+        int n = epoll_wait(epoll, events, MAX_EVENTS, ping());
         for (int i = 0; i < n; i++) {
             uint32_t tag = events[i].data.u32;
             char line[LINE_MAX_BYTES];

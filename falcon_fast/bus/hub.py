@@ -24,6 +24,7 @@ import orjson
 from falcon_fast.bus import Bus, BusStatistics, Loss, Receiver, Target
 from falcon_fast.bus import node_wire as wire
 from falcon_fast.bus.node_pipe import Pipe
+from falcon_fast.clock import until_beat
 from falcon_fast.errors import BusUnavailable
 
 __all__ = ["Answer", "Branch", "Hub"]
@@ -556,7 +557,8 @@ class Hub:
 
     def _look_at_outer(self) -> None:
         self._tell_state()
-        self._look = asyncio.get_running_loop().call_later(LOOK, self._look_at_outer)
+        loop = asyncio.get_running_loop()
+        self._look = loop.call_later(until_beat(loop.time(), LOOK), self._look_at_outer)
 
     def _tell_state(self) -> None:
         state = self._state_now()

@@ -18,6 +18,7 @@ from typing import Final, cast
 
 from falcon_fast._core import Cutter
 from falcon_fast.bus.node_wire import MAX_BODY, Kind
+from falcon_fast.clock import until_beat
 
 __all__ = ["GATHER", "MAX_WAITING", "STALL", "Pipe"]
 
@@ -90,7 +91,7 @@ class Pipe(asyncio.BufferedProtocol):
         # uvloop's transports look like asyncio's and are not derived from them.
         self._transport = cast("asyncio.Transport", transport)
         self._taken_at = self._looked_at = self._loop.time()
-        self._look = self._loop.call_later(LOOK, self._look_at_it)
+        self._look = self._loop.call_later(until_beat(self._loop.time(), LOOK), self._look_at_it)
         self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -169,7 +170,7 @@ class Pipe(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None:
             return
-        self._look = self._loop.call_later(LOOK, self._look_at_it)
+        self._look = self._loop.call_later(until_beat(self._loop.time(), LOOK), self._look_at_it)
         now = self._loop.time()
         if now - self._looked_at > 2 * LOOK:
             self._taken_at = now  # it was this process that stood still

@@ -1,8 +1,9 @@
 """The embedded directory: answers the gateway from a SQLite file that anybody may change meanwhile.
 
-All work on the file happens in one thread of its own. Changes of other processes are found by
-asking SQLite for its ``data_version`` twice a second, which reads one page; only when that
-moved are the tracked users looked up again and compared.
+All work on the file happens in one thread of its own. Changes of other processes are found twice a
+second: only when the file's own times have moved, or this process did something with it, is SQLite
+asked for its ``data_version``, which reads one page; only when that moved too are the tracked users
+looked up again and compared.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Final, TypeAlias, TypeVar
 
-from falcon_fast.clock import Clock
+from falcon_fast.clock import Clock, until_beat
 from falcon_fast.directory import SUPER_ADMIN, Group
 from falcon_fast.directory.sqlite_store import MEMORY, SqliteStore
 from falcon_fast.errors import DirectoryUnavailable
+from falcon_fast.sqlite_file import SqliteFile
 
 __all__ = ["SqliteDirectory", "SqliteStore"]
 
 logger = logging.getLogger(__name__)
 
 POLL_INTERVAL: Final = 0.5
-"""Seconds between two looks for changes, which have a second; each look wakes two threads."""
+"""Seconds between two looks for changes, which have a second to be told."""
 
 BATCH_USERS: Final = 512
 """Users looked up in one go, so that a question never waits long behind a comparison."""
@@ -155,6 +157,8 @@ class SqliteDirectory:
         self._banned: frozenset[str] = frozenset()
         self._seen: Version | None = None
         self._failing = False
+        self._outside = SqliteFile(path)
+        self._worked = False
         self._on_change: Callable[[str, frozenset[Group]], None] | None = None
         self._on_ban: Callable[[str], None] | None = None
         # Used in the worker thread only.
@@ -207,6 +211,7 @@ class SqliteDirectory:
         Raises:
             DirectoryUnavailable: The directory is not open; or whatever ``work`` raises.
         """
+        self._worked = True
         return await self._in_worker(lambda: work(self._opened()))
 
     @property
@@ -324,10 +329,12 @@ class SqliteDirectory:
     # --- changes ---------------------------------------------------------------------------------
 
     async def _poll(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(self._poll_interval)
+            await asyncio.sleep(until_beat(loop.time(), self._poll_interval))
             try:
-                await self._follow()
+                if self._is_to_look(loop.time()):
+                    await self._follow()
             except DirectoryUnavailable as error:
                 if not self._failing:
                     logger.warning("users and groups are unavailable: %s", error)
@@ -338,6 +345,12 @@ class SqliteDirectory:
                 if self._failing:
                     logger.info("users and groups are available again")
                 self._failing = False
+
+    def _is_to_look(self, now: float) -> bool:
+        """Tell whether there may be something to tell of; `_follow` finds out what."""
+        worked, self._worked = self._worked, False
+        may_have_changed = self._path != MEMORY and self._outside.may_have_changed(now)
+        return worked or may_have_changed or bool(self._tracked.awake) or self._failing
 
     async def _follow(self) -> None:
         """Compare the tracked users with the store, if there is a reason to."""

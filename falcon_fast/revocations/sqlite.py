@@ -1,7 +1,7 @@
 """Revoked tokens in the SQLite file of users and groups, in a table of their own.
 
 The table is made with its first row, and the file too where users and groups live elsewhere. Other
-processes on the file are noticed by its change counter.
+processes on the file are noticed by its change counter, asked for when the file's times have moved.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
+from falcon_fast.clock import until_beat
 from falcon_fast.errors import BusUnavailable
 from falcon_fast.revocation import Revocation
 from falcon_fast.revocations import Listener
+from falcon_fast.sqlite_file import SqliteFile
 from falcon_fast.tasks import end_tasks
 
 __all__ = ["SqliteRevocations"]
@@ -60,6 +62,7 @@ class SqliteRevocations:
         self._executor: ThreadPoolExecutor | None = None
         self._poller: asyncio.Task[None] | None = None
         self._failing = False
+        self._outside = SqliteFile(path)
         # Used in the worker thread only.
         self._db: sqlite3.Connection | None = None
         self._file = (0, 0)
@@ -110,8 +113,11 @@ class SqliteRevocations:
         executor.shutdown()
 
     async def _poll(self, listener: Listener) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(self._poll_interval)
+            await asyncio.sleep(until_beat(loop.time(), self._poll_interval))
+            if not self._outside.may_have_changed(loop.time()) and not self._failing:
+                continue
             try:
                 rules = await self._in_worker(self._changed)
             except BusUnavailable as error:

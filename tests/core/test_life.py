@@ -140,12 +140,12 @@ def test_close_lingers_less_than_a_second_whenever_it_comes(
 ) -> None:
     # Ticks come every 0.25 s, at any phase, and closes between them.
     rig.clock.advance(phase)
-    rig.core.tick()
+    rig.tick()
     rig.clock.advance(late)
     peer = rig.connect()
     peer.feed(close(1000))
     rig.clock.advance(0.25 - late)
-    rig.core.tick()
+    rig.tick()
     assert not peer.dropped()
     rig.wait(0.75)
     assert peer.dropped()

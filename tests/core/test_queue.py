@@ -101,7 +101,7 @@ def test_one_flush_is_scheduled_whatever_is_said(rig: Rig) -> None:
         assert rig.scheduled == []
     # Nothing to do is nothing to schedule.
     rig.core.flush()
-    rig.core.tick()
+    rig.tick()
     assert rig.scheduled == []
 
 

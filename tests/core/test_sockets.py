@@ -672,7 +672,7 @@ def test_shutdown_closes_sockets_and_the_set(rig: Rig) -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(epoll_fd)
     rig.core.ready()
-    rig.core.tick()
+    rig.tick()
     left, right = socket.socketpair()
     with right, pytest.raises(ConnectionError):
         rig.core.adopt_socket(left.detach(), "late")

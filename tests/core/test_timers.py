@@ -8,9 +8,10 @@ import pytest
 
 from falcon_fast.codes import CloseReason
 
-from ..support.core import CoreFactory, Event, Expired, Message, Rig, closed, said
+from ..support.core import CoreFactory, Event, Expired, Message, Peer, Rig, closed, said
 from ..support.frames import PING, ServerFrame, ping, pong, says, text
 from ..support.transport import FakeTransport
+from .conftest import NATIVE
 
 A_PING = ServerFrame(PING, b"")
 
@@ -148,7 +149,7 @@ def test_p05_after_a_stall_of_the_loop_nobody_is_silent_before_he_was_heard(
     rig.connect("mute")
     rig.wait(1.0)
     rig.clock.advance(70.0)  # the loop stood still; the peers did not
-    rig.core.tick()
+    rig.tick()
     rig.turn()
     assert rig.take() == []
     talker.feed(pong())
@@ -167,7 +168,7 @@ def test_p05_a_short_stall_gives_no_grace(make: CoreFactory) -> None:
     rig.connect()
     rig.wait(58.25)
     rig.clock.advance(2.0)
-    rig.core.tick()
+    rig.tick()
     rig.turn()
     assert rig.take() == [closed("a", CloseReason.NO_PONG)]
 
@@ -178,7 +179,7 @@ def test_p05_stalls_longer_than_the_wheel_turns_lose_nothing(make: CoreFactory) 
     for number, peer in enumerate(peers):
         rig.core.set_expiry(peer.handle, 1000.0 + 10 * number)
     rig.clock.advance(700.0)
-    rig.core.tick()
+    rig.tick()
     rig.turn()
     assert sorted(event.owner for event in rig.take() if isinstance(event, Expired)) == sorted(
         peer.owner for peer in peers
@@ -278,7 +279,7 @@ def test_p05_a_stall_of_ours_is_not_the_peers_fault(make: CoreFactory) -> None:
     # The loop stood still for longer than the write timeout: the peer may have read all along.
     rig, transport, handle = stalled(make)
     rig.clock.advance(15.0)
-    rig.core.tick()
+    rig.tick()
     assert rig.take() == []
     transport.drain()
     rig.wait(20.0)
@@ -390,7 +391,7 @@ def test_a13_who_is_gone_does_not_expire(rig: Rig) -> None:
 def test_timers_work_across_the_end_of_32_bits_of_milliseconds(make: CoreFactory) -> None:
     rig = Rig(make, {"ping_interval": 4.0, "ping_timeout": 10.0, "write_timeout": 9.0})
     rig.clock.advance(4_294_960.0)  # 49.7 days, 7.3 s before the end
-    rig.core.tick()
+    rig.tick()
     lively, slow = rig.connect("lively"), rig.connect("slow", transport=FakeTransport(high=0))
     rig.connect("mute")
     rig.core.set_expiry(lively.handle, rig.clock.monotonic() + 20.0)
@@ -417,3 +418,76 @@ def test_timers_work_across_the_end_of_32_bits_of_milliseconds(make: CoreFactory
     assert 20.0 <= moments.pop(str(Expired("lively"))) <= 21.0
     assert moments == {}
     assert lively.frames() in ([A_PING] * 7, [A_PING] * 8)
+
+
+def ping_moments(rig: Rig, peers: list[Peer], seconds: float) -> Counter[float]:
+    """Let time pass; returns how many pings came when, in fractions of a second."""
+    moments: Counter[float] = Counter()
+    for _ in range(round(seconds * 4)):
+        rig.wait(0.25)
+        for peer in peers:
+            moments[round(rig.clock.monotonic() % 1, 2)] += peer.frames().count(A_PING)
+    return +moments
+
+
+def test_an_idle_core_asks_for_a_tick_a_second() -> None:
+    rig = Rig(NATIVE, {"ping_interval": 30.0, "ping_timeout": 1000.0})
+    rig.clock.advance(0.1)
+    peers = [rig.connect(str(number)) for number in range(600)]
+    rig.wait(31.0)
+    for peer in peers:
+        peer.frames()
+    before = rig.ticks
+    # Pings are spread over the interval, yet all leave at whole seconds: one wake for twenty.
+    assert ping_moments(rig, peers, 60.0) == {0.1: 1200}
+    assert rig.ticks - before == 60
+
+
+def test_many_are_pinged_more_often_in_smaller_parts() -> None:
+    limits = {"ping_interval": 10.0, "ping_timeout": 90.0, "max_connections": 16384}
+    for number, fractions in ((5000, {0.0}), (6000, {0.0, 0.5}), (11000, {0.0, 0.25, 0.5, 0.75})):
+        rig = Rig(NATIVE, limits)
+        peers = [rig.connect(str(each)) for each in range(number)]
+        rig.wait(20.0)  # those that came first had their first ping when there were few
+        for peer in peers:
+            peer.frames()
+        moments = ping_moments(rig, peers, 10.0)
+        assert moments.keys() == fractions
+        assert moments.total() == number
+        # Those that came when there were few, too.
+        assert max(moments.values()) <= number / len(fractions) + 1
+
+
+def test_a_tick_is_hurried_for_what_comes_due_before_the_one_asked_for() -> None:
+    rig = Rig(NATIVE, {})
+    hurried: list[float] = []
+    rig.wait(0.25)
+    assert rig.core.tick() == 4
+    rig.core.tell_hurry(lambda: hurried.append(rig.clock.monotonic()))
+    peer = rig.connect()
+    assert hurried == []
+    rig.core.set_expiry(peer.handle, rig.clock.monotonic() + 0.75)
+    assert hurried == [1000.25]
+    rig.core.set_expiry(rig.connect().handle, rig.clock.monotonic() + 0.75)
+    assert hurried == [1000.25]  # it is on its way
+    rig.core.set_expiry(rig.connect().handle, rig.clock.monotonic() + 0.5)
+    assert hurried == [1000.25] * 2
+    rig.core.tell_hurry(None)
+    rig.core.set_expiry(rig.connect().handle, rig.clock.monotonic() + 0.25)
+    assert hurried == [1000.25] * 2
+    for steps in (1, 1, 4):
+        rig.clock.advance(0.25)
+        assert rig.core.tick() == steps
+    assert len(rig.take()) == 4
+
+
+def test_a_connection_that_is_closed_long_after_the_last_tick_lingers_as_others(rig: Rig) -> None:
+    peer = rig.connect()
+    rig.wait(10.0)
+    rig.clock.advance(0.9)  # a core that has nothing to do may ask for so few ticks
+    rig.core.close(peer.handle, CloseReason.NORMAL)
+    rig.clock.advance(0.4)
+    rig.tick()
+    assert not peer.dropped()
+    rig.wait(0.5)
+    assert peer.dropped()

@@ -896,8 +896,11 @@ class Twin(Generic[OwnerT]):
         """Do nothing: there are no sockets."""
         self.flush()
 
-    def tick(self) -> None:
-        """Do what has come due."""
+    def tell_hurry(self, function: Callable[[], object] | None) -> None:
+        """Do nothing: every tick asks for the next step."""
+
+    def tick(self) -> int:
+        """Do what has come due; for all the twin knows, something may be at the next step."""
         now = self._now()
         if now - self._last_tick > STALL_MS:
             self._grace_until = now + GRACE_MS
@@ -910,6 +913,7 @@ class Twin(Generic[OwnerT]):
                 self._release(conn)
         self._depth -= 1
         self.flush()
+        return 1
 
     def _due(self, conn: Connection[OwnerT], now: int) -> None:
         if conn.expires is not None and self._clock() >= conn.expires:

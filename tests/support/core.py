@@ -109,7 +109,8 @@ class CoreApi(Protocol):
     def send(self, conn: int, payload: bytes, *, binary: bool = False) -> int: ...
     def flush(self) -> None: ...
     def ready(self) -> None: ...
-    def tick(self) -> None: ...
+    def tell_hurry(self, function: Callable[[], object] | None) -> None: ...
+    def tick(self) -> int: ...
 
 
 CoreFactory: TypeAlias = Callable[..., CoreApi]
@@ -173,6 +174,7 @@ class Rig:
         hook: called within each callback, after it was recorded.
         scheduled: what was handed to ``schedule`` and has not run.
         clock: what the core takes for the time.
+        ticks: how often the core was called because time had passed.
     """
 
     make: CoreFactory
@@ -181,7 +183,9 @@ class Rig:
     hook: Callable[[Event], None] | None = None
     scheduled: list[Callable[[], None]] = field(default_factory=list)
     clock: FakeClock = field(default_factory=FakeClock)
+    ticks: int = 0
     core: CoreApi = field(init=False)
+    _due: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         self.core = self.make(
@@ -198,6 +202,7 @@ class Rig:
             # Few places: a core with many takes a millisecond to make.
             **{"epoll": False, "ping_interval": 0.0, "max_connections": 1024, **self.limits},
         )
+        self.core.tell_hurry(self._hurry)
 
     def _note(self, event: Event) -> None:
         self.events.append(event)
@@ -216,11 +221,23 @@ class Rig:
             self.scheduled.pop()()
 
     def wait(self, seconds: float, *, step: float = 0.25) -> None:
-        """Let time pass in steps with a tick after each, as the server does."""
+        """Let time pass in steps, with a tick after those for which the core asked."""
         for _ in range(round(seconds / step)):
             self.clock.advance(step)
-            self.core.tick()
+            if self.clock.monotonic() >= self._due or step != 0.25:
+                self.tick()
             self.turn()
+
+    def tick(self) -> None:
+        """Tell the core that time has passed."""
+        self._due = self._at(self.core.tick())
+        self.ticks += 1
+
+    def _hurry(self) -> None:
+        self._due = self._at(1)
+
+    def _at(self, steps: int) -> float:
+        return (self.clock.monotonic() // 0.25 + steps) * 0.25
 
     def connect(
         self,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from falcon_fast.clock import Clock, SystemClock, rfc3339
+from falcon_fast.clock import Clock, SystemClock, rfc3339, until_beat
 
 from ..support.clock import FakeClock
 
@@ -64,3 +64,19 @@ def test_the_fake_clock_moves_only_when_told() -> None:
     assert (clock.time(), clock.monotonic()) == (1_699_999_992.5, 1_002.5)
     with pytest.raises(ValueError, match="back"):
         clock.advance(-1)
+
+
+@pytest.mark.parametrize("every", [0.25, 0.5, 1.0])
+def test_beats_of_one_and_of_several_fall_together(every: float) -> None:
+    # uvloop gives whole milliseconds.
+    for millisecond in range(977_000, 979_001, 7):
+        now = millisecond / 1000
+        wait = until_beat(now, every)
+        assert 0.1 * every <= wait <= 1.1 * every
+        assert (now + wait) / every == pytest.approx(round((now + wait) / every), abs=1e-9)
+
+
+def test_a_timer_that_fires_a_moment_early_is_not_due_twice() -> None:
+    assert until_beat(7.999_999_999, 0.25) == pytest.approx(0.25, abs=1e-6)
+    assert until_beat(8.0, 0.25) == 0.25
+    assert until_beat(8.001, 0.25) == pytest.approx(0.249)

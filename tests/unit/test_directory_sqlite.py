@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from falcon_fast import sqlite_file
 from falcon_fast.directory import Directory, Group, MembershipChange
 from falcon_fast.directory.sqlite import BATCH_USERS, SqliteDirectory
 from falcon_fast.directory.sqlite_store import (
@@ -694,6 +695,35 @@ async def test_only_tracked_users_are_told(store: SqliteStore, path: str) -> Non
         assert {user for user, _groups in watcher.changes} == {"alice"}
         assert watcher.bans == []
         assert directory.is_banned("bob")
+
+
+async def test_a_file_that_nobody_writes_is_not_asked(
+    store: SqliteStore, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_file, "SETTLES", 10 * QUICK)
+    fill(store)
+    async with running(path) as directory:
+        watcher = Watcher(directory)
+        directory.track("bob", 3)
+        await directory.groups_of("bob", 3)
+        asked = 0
+        look = directory._look
+
+        def counted() -> object:
+            nonlocal asked
+            asked += 1
+            return look()
+
+        monkeypatch.setattr(directory, "_look", counted)
+        async with asyncio.timeout(SOON):
+            before = -1
+            while before != asked:  # until the last change has settled, and the answer to Bob too
+                before = asked
+                await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)
+        assert asked == before > 0
+        store.remove_member(A, 3)
+        await watcher.until(lambda: watcher.changes == [("bob", set())])
 
 
 async def test_nothing_is_told_without_a_change(store: SqliteStore, path: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from typing import cast
 
 import pytest
@@ -22,12 +23,18 @@ class FakeCore:
     def __init__(self, epoll_fd: int = -1) -> None:
         self.epoll_fd = epoll_fd
         self.calls: list[str] = []
+        self.hurry: Callable[[], object] | None = None  # what the driver said to call
+        self.steps = 1
 
     def ready(self) -> None:
         self.calls.append("ready")
 
-    def tick(self) -> None:
+    def tick(self) -> int:
         self.calls.append("tick")
+        return self.steps
+
+    def tell_hurry(self, function: Callable[[], object] | None) -> None:
+        self.hurry = function
 
     def shutdown(self) -> None:
         self.calls.append("shutdown")
@@ -68,6 +75,63 @@ async def test_a_loop_that_was_held_up_is_seen_in_the_lag() -> None:
     assert driven.lag.sum == pytest.approx(0.08)
 
 
+async def test_a_tick_comes_when_the_core_asked_for_it_or_hurries() -> None:
+    core = FakeCore()
+    loop = asyncio.get_running_loop()
+    moments: list[float] = []
+
+    def tick() -> int:
+        moments.append(loop.time())
+        return core.steps
+
+    core.tick = tick  # type: ignore[method-assign]
+    core.steps = 4
+    driven = driver(core)
+    driven.start()
+    assert core.hurry is not None
+    await asyncio.sleep(3.4)
+    assert moments == pytest.approx([1000.25, 1001.25, 1002.25, 1003.25])
+    core.hurry()
+    core.hurry()
+    await asyncio.sleep(1.0)
+    assert moments[4:] == pytest.approx([1003.5])
+    await asyncio.sleep(0.2)
+    assert moments[5:] == pytest.approx([1004.5])
+    driven.stop()
+    assert core.hurry is None
+
+
+async def test_a_core_that_hurries_within_its_tick_is_ticked_once() -> None:
+    core = FakeCore()
+
+    def tick() -> int:
+        core.calls.append("tick")
+        assert core.hurry is not None
+        core.hurry()
+        return 2
+
+    core.tick = tick  # type: ignore[method-assign]
+    driven = driver(core)
+    driven.start()
+    await asyncio.sleep(2.3)
+    driven.stop()
+    assert core.calls == ["tick"] * 5 + ["shutdown"]
+
+
+async def test_a_core_that_is_stopped_within_its_tick_stays_so() -> None:
+    core = FakeCore()
+    driven = driver(core)
+
+    def tick() -> int:
+        driven.stop()
+        return 1
+
+    core.tick = tick  # type: ignore[method-assign]
+    driven.start()
+    await asyncio.sleep(2.0)
+    assert core.calls == ["shutdown"]
+
+
 async def test_stopping_before_the_start_does_nothing() -> None:
     core = FakeCore()
     driver(core).stop()
@@ -81,7 +145,7 @@ async def test_a_tick_that_fails_is_not_the_last_one() -> None:
         lambda _loop, context: failed.append(context["exception"])
     )
 
-    def tick() -> None:
+    def tick() -> int:
         core.calls.append("tick")
         raise ValueError("once")
 

@@ -18,7 +18,17 @@ from ..support import ROOT
 
 # Low to high. A module may import what is below it; within a layer, whatever makes no circle.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("_core", "_version", "clock", "codes", "errors", "identity", "redis_url", "tasks"),
+    (
+        "_core",
+        "_version",
+        "clock",
+        "codes",
+        "errors",
+        "identity",
+        "redis_url",
+        "sqlite_file",
+        "tasks",
+    ),
     ("envelope", "jose", "logs", "revocation", "settings", "statistics"),
     ("bus", "directory", "registry", "revocations"),
     (

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from falcon_fast import sqlite_file
 from falcon_fast.directory.sqlite_store import SqliteStore
 from falcon_fast.errors import BusUnavailable
 from falcon_fast.revocation import Revocation
@@ -124,6 +125,35 @@ async def test_no_file_is_made_before_there_is_a_rule(
     assert not os.path.exists(path)
     await store.save(RULE)
     assert os.path.exists(path)
+
+
+async def test_a_file_that_nobody_writes_is_not_asked(
+    opened: Callable[[], SqliteRevocations], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_file, "SETTLES", 5 * POLL)
+    store, other, listener = opened(), opened(), Listener()
+    await store.start(listener)
+    await other.start(Listener())
+    await other.save(OTHER)
+    await listener.until([OTHER])
+    asked = 0
+    changed = store._changed
+
+    def counted() -> list[Revocation] | None:
+        nonlocal asked
+        asked += 1
+        return changed()
+
+    monkeypatch.setattr(store, "_changed", counted)
+    before = -1
+    async with asyncio.timeout(5):
+        while before != asked:  # until the last change has settled
+            before = asked
+            await asyncio.sleep(10 * POLL)
+    await asyncio.sleep(10 * POLL)
+    assert asked == before
+    await other.save(RULE)
+    await listener.until([RULE, OTHER])
 
 
 @pytest.mark.parametrize("directory_first", [True, False])

@@ -1,13 +1,15 @@
 """Peer: the `websockets` package, its `broadcast` for fan-out and its iterator for echo.
 
 Compression is off, as its own advice on memory says. Keepalive pings stay as they come unless
-`--no-keepalive` asks for silence, which is what a measurement of something else needs.
+`--no-keepalive` asks for silence, which is what a measurement of something else needs, or the
+environment's BENCHMARK_PING for another interval.
 On the path /room/N it broadcasts a text to all members of that room instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections import defaultdict
 
 from benchmarks.macro import control
@@ -26,6 +28,9 @@ def main() -> None:
     parser.add_argument("--loop", choices=LOOPS, default="uvloop")
     parser.add_argument("--no-keepalive", action="store_true")
     options = parser.parse_args()
+    keepalive = None if options.no_keepalive else KEEPALIVE
+    if told := os.environ.get("BENCHMARK_PING"):
+        keepalive = float(told)
     packages = ["websockets"] + (["uvloop"] if options.loop == "uvloop" else [])
     versions = control.require(packages)
 
@@ -69,7 +74,7 @@ def main() -> None:
             "127.0.0.1",
             0,
             compression=None,
-            ping_interval=None if options.no_keepalive else KEEPALIVE,
+            ping_interval=keepalive,
             backlog=BACKLOG,
         ) as server:
             port = next(iter(server.sockets)).getsockname()[1]
