@@ -134,7 +134,7 @@ cdef enum:
     ARENA_LIMIT = 1048576       # octets of frames collected in a tick before they are sent early
     ARENA_KEEP = 262144         # a larger arena is given back after the tick
     TICK_MS = 250               # the timer wheel's step: how exactly things come due
-    TICKS_AHEAD = 4             # how many steps may pass without a tick when nothing is due
+    TICKS_AHEAD = 4             # every fourth step, at whole seconds, has a tick in any case
     PING_GRID_MS = 1000         # pings leave at whole seconds
     PING_GRIDS = 10             # if so many of them are no more than the ping interval
     PINGS_AT_ONCE = 512         # more would hold up the loop: they leave in parts then
@@ -768,7 +768,8 @@ cdef class Core(_Input):
         To be called when the clock passes the multiples of 0.25 s; a late call catches up.
 
         Returns:
-            In how many of these steps something may be due again, 1 to 4; see `tell_hurry`.
+            In how many of these steps something may be due again, at the next whole second at the
+            latest: 1 to 4. See `tell_hurry`.
         """
         cdef uint64_t current, bucket
         cdef int32_t slot
@@ -790,11 +791,10 @@ cdef class Core(_Input):
         finally:
             self.depth -= 1
         self.flush()
-        current = 1
-        while current < TICKS_AHEAD and self.wheel[(self.wheel_at + current) % BUCKETS] < 0:
-            current += 1
-        self.next_tick = self.wheel_at + current
-        return current
+        self.next_tick = self.wheel_at + 1
+        while self.next_tick % TICKS_AHEAD and self.wheel[self.next_tick % BUCKETS] < 0:
+            self.next_tick += 1
+        return self.next_tick - self.wheel_at
 
     @cython.final
     cdef int _due(self, uint32_t slot) except -1:
