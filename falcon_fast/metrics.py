@@ -200,7 +200,7 @@ class _Node(Collector):
         yield from self._bus()
         yield _histogram(
             "falcon_event_loop_lag_seconds",
-            "How much later than planned the loop ran a timer that is due one to four times a second.",
+            "How much later than planned the loop ran a timer due one to four times a second.",
             self._gateway.lag.bounds,
             self._gateway.lag.counts,
             self._gateway.lag.sum,
