@@ -39,16 +39,21 @@ class CoreDriver(Generic[OwnerT]):
         """Begin; the loop must be the one the core's `schedule` belongs to."""
         if self._core.epoll_fd >= 0:
             self._loop.add_reader(self._core.epoll_fd, self._core.ready)
-        self._core.tell_hurry(self._wait)
-        self._wait()
+        self._core.tell_hurry(self._hurry)
+        self._wait(until_beat(self._loop.time(), TICK))
 
-    def _wait(self, steps: int = 1) -> None:
+    def _wait(self, seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._due = self._loop.time() + seconds
+        self._timer = self._loop.call_later(seconds, self._tick)
+
+    def _hurry(self) -> None:
         now = self._loop.time()
-        wait = until_beat(now, TICK) + (steps - 1) * TICK
-        self._due = now + wait
-        self._timer = self._loop.call_later(wait, self._tick)
+        # However near the next step is: what hurries may be due there.
+        wait = TICK - now % TICK
+        if now + wait < self._due:
+            self._wait(wait)
 
     def _tick(self) -> None:
         # A loop may run a timer up to its clock's resolution early.
@@ -58,7 +63,7 @@ class CoreDriver(Generic[OwnerT]):
             steps = self._core.tick()
         finally:
             if self._timer is not None:
-                self._wait(steps)
+                self._wait(until_beat(self._loop.time(), TICK) + (steps - 1) * TICK)
 
     def stop(self) -> None:
         """Stop, and shut the core down with all its connections. May be called more than once."""

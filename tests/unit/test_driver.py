@@ -101,6 +101,28 @@ async def test_a_tick_comes_when_the_core_asked_for_it_or_hurries() -> None:
     assert core.hurry is None
 
 
+async def test_a_hurry_right_before_a_step_is_for_that_step() -> None:
+    core = FakeCore()
+    loop = asyncio.get_running_loop()
+    moments: list[float] = []
+
+    def tick() -> int:
+        moments.append(loop.time())
+        return 4
+
+    core.tick = tick  # type: ignore[method-assign]
+    driven = driver(core)
+    driven.start()
+    await asyncio.sleep(0.495)
+    assert core.hurry is not None
+    core.hurry()
+    await asyncio.sleep(0.995)  # 5 ms before the tick that is planned anyway
+    core.hurry()
+    await asyncio.sleep(0.2)
+    driven.stop()
+    assert moments == pytest.approx([1000.25, 1000.5, 1001.5])
+
+
 async def test_a_core_that_hurries_within_its_tick_is_ticked_once() -> None:
     core = FakeCore()
 
