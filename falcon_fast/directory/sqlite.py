@@ -340,6 +340,7 @@ class SqliteDirectory:
                     logger.warning("users and groups are unavailable: %s", error)
                 self._failing = True
             except Exception:
+                self._worked = True  # so that it is tried again at once, not after the next change
                 logger.exception("looking for changes of users and groups failed")
             else:
                 if self._failing:

@@ -1116,6 +1116,29 @@ async def test_a_mistake_in_a_lookup_is_passed_on_and_the_poll_lives(
         await watcher.until(lambda: watcher.changes == [("bob", {A})])
 
 
+async def test_a_look_that_failed_by_a_mistake_is_not_left_until_the_next_change(
+    store: SqliteStore, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_file, "SETTLES", 0.0)
+    fill(store)
+    async with running(path) as directory:
+        watcher = Watcher(directory)
+        directory.track("bob", 3)
+        await directory.groups_of("bob", 3)
+        await settle(directory)
+        await directory._follow()
+        assert not directory._tracked.awake
+        with monkeypatch.context() as patch:
+
+            def fail(self: SqliteStore) -> None:
+                raise RuntimeError("a mistake")
+
+            patch.setattr(SqliteStore, "banned_users", fail)
+            store.remove_member(A, 3)
+            await looks(directory)
+        await watcher.until(lambda: watcher.changes == [("bob", set())])
+
+
 async def test_start_reports_what_to_mend(tmp_path: Path) -> None:
     directory = SqliteDirectory(str(tmp_path / "nowhere" / "falcon.db"))
     with pytest.raises(DirectoryUnavailable, match="its directory must exist"):
